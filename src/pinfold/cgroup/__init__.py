@@ -1,0 +1,1 @@
+"""The kernel's cgroup v2 files, and nothing else."""

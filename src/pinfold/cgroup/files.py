@@ -1,0 +1,103 @@
+"""The one door to the kernel's cgroup files.
+
+Everything is opened relative to a directory that is already held, by a name of one component, never through a
+symlink, and what was opened must lie on the cgroup2 filesystem it is expected on. So no name a command chose, and
+nothing mounted over a path, can lead a privileged write elsewhere.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import Final
+
+from pinfold.errors import CgroupError, UsageError
+
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+_ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_PAGE: Final = 4096  # kernfs hands out at most a page per read; a larger buffer costs more than the read itself
+
+
+def clear_of_stdio(fd: int) -> int:
+    """Move an fd that landed on 0-2 (ours were closed) out of the way: commands inherit those numbers."""
+    if fd > 2:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(fd)
+
+
+class Hierarchy:
+    """One mounted cgroup2 filesystem, known by its device number; tests hand in a temp dir's."""
+
+    __slots__ = ("device",)
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+
+    def open_root(self, path: str) -> int:
+        """Open a directory of the hierarchy by its path: the only place where a path is walked."""
+        return self._checked(os.open(path, DIRECTORY | os.O_CLOEXEC), path)
+
+    def open(self, directory: int, name: str, flags: int) -> int:
+        """Open one entry of a held directory. Raises OSError as open(2); the caller says what it was doing."""
+        if "/" in name or name in ("", "."):
+            raise UsageError(f"cgroup file name {name!r}: must be a single component")
+        return self._checked(os.open(name, flags | _ALWAYS, dir_fd=directory), name)
+
+    def _checked(self, fd: int, name: str) -> int:
+        if os.fstat(fd).st_dev != self.device:
+            os.close(fd)
+            raise UsageError(f"{name}: is not on the cgroup2 filesystem that was expected there")
+        return clear_of_stdio(fd)
+
+
+def reread(fd: int) -> str:
+    """The text of a file that is kept open, from its start."""
+    text = os.pread(fd, _PAGE, 0)
+    if len(text) >= _PAGE:
+        while more := os.pread(fd, _PAGE, len(text)):
+            text += more
+    return text.decode("ascii", "replace")
+
+
+def write(fd: int, name: str, value: str) -> None:
+    """Write one value in one call, as the kernel wants it."""
+    try:
+        os.write(fd, value.encode())
+    except OSError as error:
+        raise CgroupError("write", name, error, value) from error
+
+
+def flat_keyed(text: str) -> dict[str, int]:
+    """`KEY VALUE` lines (cpu.stat, cgroup.events, memory.events); values that are no numbers are left out."""
+    out = {}
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if value.isdigit():
+            out[key] = int(value)
+    return out
+
+
+def nested_keyed(text: str) -> dict[str, dict[str, str]]:
+    """`KEY SUBKEY=VALUE …` lines (io.stat, *.pressure)."""
+    out = {}
+    for line in text.splitlines():
+        key, *pairs = line.split()
+        out[key] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
+    return out
+
+
+def number(text: str | None) -> int | None:
+    """The value of a file that holds one number; None for `max`, or where there is no such file."""
+    return int(text) if text is not None and text.strip().isdigit() else None
+
+
+def stall_usec(pressure: str | None, kind: str) -> int | None:
+    """The total of the line `some` or `full` of a PSI file (Documentation/accounting/psi.rst), in microseconds."""
+    if pressure is None:
+        return None
+    _, found, rest = pressure.partition(kind + " ")
+    total = rest.partition("\n")[0].rpartition("total=")[2]
+    return int(total) if found and total.isdigit() else None

@@ -1,0 +1,129 @@
+"""Where cgroup2 is mounted, which cgroup is ours, and where we may make others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from pinfold.cgroup.files import Hierarchy
+from pinfold.errors import NoCgroup2, NotDelegated
+
+KERNEL_FLOOR: Final = (5, 14)  # cgroup.kill
+
+_MOUNT_FIX: Final = (
+    "mount it: mount -t cgroup2 none /sys/fs/cgroup; in Docker run with --cgroupns=private and a writable "
+    "/sys/fs/cgroup, in Podman with --security-opt unmask=/sys/fs/cgroup"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A cgroup2 mount: `root` is the cgroup that its mount point shows, as /proc/self/mountinfo has it."""
+
+    point: str
+    root: str
+    device: int
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A cgroup directory: where it is in the file system, and its path as /proc/PID/cgroup writes it."""
+
+    directory: str
+    path: str
+    hierarchy: Hierarchy
+
+
+def _unescape(text: str) -> str:
+    """mountinfo writes space, tab, newline and backslash in octal (proc_pid_mountinfo(5))."""
+    return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), text)
+
+
+def mounts(mountinfo: str) -> list[Mount]:
+    """The cgroup2 mounts in a mountinfo text. Hosts with v1 beside it mount it lower down."""
+    found = []
+    for line in mountinfo.splitlines():
+        before, _, after = line.partition(" - ")
+        if after.split(" ", 1)[0] != "cgroup2":
+            continue
+        _id, _parent, device, root, point, options, *_ = before.split(" ")
+        major, minor = device.split(":")
+        found.append(
+            Mount(
+                point=_unescape(point),
+                root=_unescape(root),
+                device=os.makedev(int(major), int(minor)),
+                read_only="ro" in options.split(","),
+            )
+        )
+    return found
+
+
+def own_path(proc_cgroup: str) -> str | None:
+    """Our cgroup v2 path from a /proc/PID/cgroup text (the line `0::`), or None."""
+    for line in proc_cgroup.splitlines():
+        if line.startswith("0::"):
+            return line[3:].removesuffix(" (deleted)")
+    return None
+
+
+def locate(mount: Mount, path: str) -> str | None:
+    """The directory that shows the cgroup `path` below this mount, or None if it does not show it."""
+    relative = os.path.relpath(path, mount.root)
+    if relative.startswith(".."):
+        return None
+    return os.path.normpath(os.path.join(mount.point, relative))
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def own_place() -> Place:
+    """The cgroup this process is in. Raises NoCgroup2."""
+    found = mounts(_read("/proc/self/mountinfo"))
+    path = own_path(_read("/proc/self/cgroup"))
+    if not found or path is None:
+        raise NoCgroup2("cgroup v2", "not mounted", _MOUNT_FIX)
+    for mount in sorted(found, key=lambda m: m.read_only):
+        directory = locate(mount, path)
+        if directory and os.path.isdir(directory):
+            if mount.read_only:
+                raise NoCgroup2("cgroup v2", f"mounted read-only at {mount.point}", _MOUNT_FIX)
+            return Place(directory=directory, path=path, hierarchy=Hierarchy(mount.device))
+    where = ", ".join(m.point for m in found)
+    raise NoCgroup2("cgroup v2", f"our own cgroup {path} is not visible in the mount at {where}", _MOUNT_FIX)
+
+
+def _upwards(place: Place) -> Iterator[Place]:
+    directory, path = place.directory, place.path
+    while True:
+        yield Place(directory=directory, path=path, hierarchy=place.hierarchy)
+        if path in ("/", "") or not os.path.exists(os.path.join(os.path.dirname(directory), "cgroup.procs")):
+            return
+        directory, path = os.path.dirname(directory), os.path.dirname(path)
+
+
+def may_make_cgroups(directory: str) -> bool:
+    """Whether the delegation rules let us start processes in cgroups below: cgroup-v2.rst, "Delegation"."""
+    return os.access(directory, os.W_OK | os.X_OK) and os.access(os.path.join(directory, "cgroup.procs"), os.W_OK)
+
+
+def delegated_place() -> Place:
+    """The nearest cgroup, from our own upwards, that we may make cgroups in. Raises NoCgroup2, NotDelegated."""
+    own = own_place()
+    for place in _upwards(own):
+        if may_make_cgroups(place.directory):
+            return place
+    raise NotDelegated(
+        "a cgroup of our own",
+        f"uid {os.geteuid()} may not make cgroups in {own.directory} or above",
+        "start it by: systemd-run --user --scope -p Delegate=yes …; or as root: "
+        f"chown {os.geteuid()} DIR DIR/cgroup.procs DIR/cgroup.threads DIR/cgroup.subtree_control "
+        "for a cgroup DIR that holds this process",
+    )

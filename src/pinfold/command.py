@@ -1,0 +1,152 @@
+"""Command: what to execute, checked and in the form the kernel takes it."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pinfold.errors import UsageError
+
+_PATHLIKE = (str, bytes, os.PathLike)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The user a command runs as. None: unchanged."""
+
+    uid: int | None = None
+    gid: int | None = None
+    groups: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """argv, environment, directory and user of a command.
+
+    Everything is bytes, as file names and arguments are; `env` None is the caller's environment.
+    """
+
+    argv: list[bytes]
+    env: list[bytes] | None
+    path: bytes
+    cwd: bytes | None
+    identity: Identity
+
+    @classmethod
+    def of(
+        cls,
+        argv: Sequence[Any],
+        *,
+        env: Mapping[Any, Any] | None = None,
+        cwd: Any = None,
+        user: str | int | None = None,
+        group: str | int | None = None,
+    ) -> Command:
+        """Check and convert. Raises UsageError, naming the element that is wrong."""
+        arguments = _argv(argv)
+        return cls(
+            arguments,
+            None if env is None else _environment(env),
+            _search_path(env),
+            None if cwd is None else _bytes(cwd, "cwd"),
+            _NOBODY_ELSE if user is None and group is None else _identity(user, group),
+        )
+
+    def candidates(self) -> list[bytes]:
+        """The files to try, as execvp(3) does, on the PATH of the command's own environment."""
+        program = self.argv[0]
+        if b"/" in program:
+            return [program]
+        # An empty element means the current directory (POSIX, "PATH").
+        return [(directory or b".") + b"/" + program for directory in self.path.split(b":")]
+
+
+_NOBODY_ELSE = Identity()
+
+
+def _argv(argv: Sequence[Any]) -> list[bytes]:
+    if isinstance(argv, _PATHLIKE):
+        raise UsageError(f"argv {argv!r}: must be a list; to run a shell line say ['sh', '-c', LINE]")
+    try:
+        elements = list(argv)
+    except TypeError:
+        raise UsageError(f"argv {argv!r}: must be a list of arguments") from None
+    if not elements:
+        raise UsageError("argv is empty: there is nothing to run")
+    arguments = [_bytes(element, f"argv[{i}]") for i, element in enumerate(elements)]
+    if not arguments[0]:
+        raise UsageError("argv[0] is empty: there is nothing to run")
+    return arguments
+
+
+def _bytes(value: Any, what: str) -> bytes:
+    if type(value) is str:
+        out = os.fsencode(value)
+    elif isinstance(value, _PATHLIKE):
+        out = os.fsencode(os.fspath(value))
+    else:
+        raise UsageError(f"{what} is {type(value).__name__} {value!r}: must be str, bytes or a path")
+    if b"\0" in out:
+        raise UsageError(f"{what} {value!r}: has a NUL byte, which the kernel cannot pass on")
+    return out
+
+
+def _environment(env: Mapping[Any, Any]) -> list[bytes]:
+    if not isinstance(env, Mapping):
+        raise UsageError(f"env is {type(env).__name__}: must be a mapping of names to values")
+    out = []
+    for name, value in env.items():
+        key = _bytes(name, "environment name")
+        if not key or b"=" in key:
+            raise UsageError(f"environment name {name!r}: must not be empty or hold '='")
+        out.append(key + b"=" + _bytes(value, f"environment variable {name}"))
+    return out
+
+
+def _search_path(env: Mapping[Any, Any] | None) -> bytes:
+    if env is None:
+        found: Any = os.environ.get("PATH")
+    else:
+        found = env.get("PATH", env.get(b"PATH"))
+    return os.fsencode(found) if found is not None else os.fsencode(os.defpath)
+
+
+def _identity(user: str | int | None, group: str | int | None) -> Identity:
+    entry = None if user is None else _lookup(user, "user", pwd.getpwnam, pwd.getpwuid)
+    group_entry = None if group is None else _lookup(group, "group", grp.getgrnam, grp.getgrgid)
+    gid = group_entry if isinstance(group_entry, int) else group_entry.gr_gid if group_entry else None
+    if entry is None:
+        return Identity(gid=gid)
+    if isinstance(entry, int):
+        if gid is None:
+            raise UsageError(f"user {user}: is not in the user database, so say which group")
+        return _unless_ours(Identity(entry, gid, (gid,)))
+    gid = entry.pw_gid if gid is None else gid
+    return _unless_ours(Identity(entry.pw_uid, gid, tuple(os.getgrouplist(entry.pw_name, gid))))
+
+
+def _unless_ours(identity: Identity) -> Identity:
+    """Asking for the user we are is no change, and must not need the privilege to change."""
+    ours = os.geteuid() == os.getuid() == identity.uid != 0 and os.getegid() == os.getgid() == identity.gid
+    return _NOBODY_ELSE if ours else identity
+
+
+def _lookup(value: str | int, what: str, by_name: Any, by_id: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise UsageError(f"{what} {value!r}: must be a name or a number")
+    if isinstance(value, str) and not value.isdigit():
+        try:
+            return by_name(value)
+        except (KeyError, ValueError):
+            raise UsageError(f"{what} {value!r}: no such {what} on this host") from None
+    number = int(value)
+    if not 0 <= number < 2**32 - 1:
+        raise UsageError(f"{what} {value}: must be between 0 and {2**32 - 2}")
+    try:
+        return by_id(number)
+    except KeyError:
+        return number

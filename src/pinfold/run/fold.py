@@ -1,0 +1,138 @@
+"""Fold: a place to run commands in, with its base cgroup; and the default one behind the module's functions."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, Self, Unpack
+
+from pinfold.backend import Backend
+from pinfold.backend.cgroupfs import CgroupfsBackend
+from pinfold.errors import Error, Unsupported, UsageError
+from pinfold.result import Result
+from pinfold.run.request import Argument, Options, Request
+from pinfold.run.run import Run
+from pinfold.run.supervision import Supervision
+
+BackendName = Literal["auto", "cgroupfs", "systemd"]
+
+
+class Fold:
+    """An executor: a base cgroup, below which each run gets a cgroup of its own. A context manager.
+
+    Threads may share one; a forked child must open its own. Raises NoCgroup2 or NotDelegated where this host, or this
+    user, has no place for cgroups. `spare`: keep one cgroup made ahead for the next run.
+    """
+
+    def __init__(self, *, backend: BackendName = "auto", spare: bool = True) -> None:
+        if backend == "systemd":
+            raise Unsupported("backend systemd", "not available yet", "use the backend cgroupfs")
+        if backend not in ("auto", "cgroupfs"):
+            raise UsageError(f"backend {backend!r}: known are auto, cgroupfs and systemd")
+        self._backend: Backend | None = CgroupfsBackend(spare=spare)
+        self._pid = os.getpid()
+        self._started: set[Run] = set()
+
+    def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
+        """Run a command to its end and return what is known about it; see `pinfold.run`."""
+        request = Request.of(argv, **options)
+        supervision = self._supervise(request)
+        supervision.start()
+        supervision.drive()
+        result = supervision.result(request.args, request.decode)
+        if supervision.error is not None:
+            supervision.error.result = result
+            raise supervision.error
+        if check:
+            result.check_returncode()
+        return result
+
+    def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
+        """Start a command and return while it runs; see `pinfold.start`."""
+        request = Request.of(argv, manual=True, **options)
+        return Run(request, self._supervise(request), self._started)
+
+    def _supervise(self, request: Request) -> Supervision:
+        if self._backend is None:
+            raise Error("this fold is closed")
+        if self._pid != os.getpid():
+            raise Error("this fold belongs to the process that this one was forked from: open one here")
+        return Supervision(
+            self._backend, request.command, request.policy, request.bounds, request.stdio, wait=request.wait
+        )
+
+    def close(self) -> None:
+        """Kill what is still running, wait for it, and remove the base cgroup."""
+        if self._backend is None:
+            return
+        forked = self._pid != os.getpid()
+        if not forked:
+            for run in list(self._started):
+                run.kill()
+            for run in list(self._started):
+                run.wait()
+        self._backend.close(forked=forked)
+        self._backend = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+_default: Fold | None = None
+_opening = threading.Lock()
+
+
+def default_fold() -> Fold:
+    """The fold of the module's functions: opened on first use, closed when the interpreter exits."""
+    global _default
+    fold = _default
+    if fold is None:
+        with _opening:
+            if _default is None:
+                _default = Fold()
+                atexit.register(_default.close)
+            fold = _default
+    return fold
+
+
+def _after_fork() -> None:
+    """A forked child has our fds, not our fold: it opens its own when it needs one."""
+    global _default, _opening
+    _opening = threading.Lock()
+    if _default is not None:
+        atexit.unregister(_default.close)
+        _default.close()
+        _default = None
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def run(argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
+    """Run a command in a cgroup of its own, and return when nothing of it is left.
+
+    Takes what `subprocess.run` takes, and the Options described there. How the command ended is in the Result and
+    raises nothing, unless `check=True`: then TimeoutExpired or CommandFailed, both carrying the Result. A command that
+    could not be started raises SpawnError (also a FileNotFoundError or PermissionError where it is one); wrong
+    arguments raise UsageError; a host without usable cgroup v2 NoCgroup2 or NotDelegated.
+
+    When it returns or raises, no process of the command is alive (`cgroup.kill`, cgroup-v2.rst), what was written
+    before the end has been read, and its cgroup is gone; or the receipt says which of these could not be kept.
+    """
+    return default_fold().run(argv, check=check, **options)
+
+
+def start(argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
+    """Start a command in a cgroup of its own and return a Run while it runs; its limits are kept by a thread.
+
+    PIPE gives the caller streams: `Run.stdin`, `.stdout`, `.stderr`. Raises as `run` does.
+    """
+    return default_fold().start(argv, **options)

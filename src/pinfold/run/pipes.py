@@ -1,0 +1,297 @@
+"""Our ends of a command's pipes: feeding its stdin, keeping or passing on what it writes.
+
+Each object owns one fd of ours, non-blocking: that flag belongs to our end of the pipe alone, never to the one that
+the command has. It is driven by `Poller`: readiness in, at most one bounded read or write out, so that no stream can
+hold up the clock or another stream.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Callable
+from typing import Final
+
+from pinfold.result import Stream
+
+CHUNK: Final = 1 << 16  # a pipe's default capacity (pipe(7))
+_MOST_CHUNKS: Final = 64  # four times the largest pipe an ordinary user may have (pipe-max-size)
+_ATOMIC: Final = 4096  # PIPE_BUF: a pipe that polls writable takes this much without blocking
+
+
+class Poller:
+    """An epoll instance and whom to call for each fd."""
+
+    __slots__ = ("_epoll", "_handlers")
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+
+    def add(self, fd: int, mask: int, handler: Callable[[], None]) -> None:
+        """Call `handler` whenever `fd` is ready. PermissionError: a regular file, which is always ready."""
+        self._epoll.register(fd, mask)
+        self._handlers[fd] = handler
+
+    def drop(self, fd: int) -> None:
+        """Forget an fd, before it is closed. One that is not watched is no error."""
+        if self._handlers.pop(fd, None):
+            self._epoll.unregister(fd)
+
+    def wait(self, timeout: float) -> None:
+        """Wait for readiness, at most `timeout` seconds, and call the handlers."""
+        for fd, _mask in self._epoll.poll(timeout):
+            # An earlier handler of this round may have dropped it.
+            if handler := self._handlers.get(fd):
+                handler()
+
+    def close(self) -> None:
+        """Close the epoll instance; the watched fds belong to others."""
+        self._epoll.close()
+
+
+class Capture:
+    """Reads a stream and keeps it: all of it, or with a limit its head and its tail, one half each.
+
+    What is over the limit is read and dropped, so the command is never blocked by it, and every byte is counted.
+    """
+
+    __slots__ = ("_at", "_chunks", "_head_room", "_poller", "_ring", "_ring_room", "_view", "count", "done", "fd",
+                 "limit", "on_bytes")  # fmt: skip
+
+    def __init__(self, fd: int, limit: int | None) -> None:
+        self.fd, self.limit = fd, limit
+        self.count, self.done = 0, False
+        self.on_bytes: Callable[[], None] | None = None
+        self._chunks: list[bytes] = []
+        self._head_room = 0 if limit is None else limit - limit // 2
+        self._ring_room = 0 if limit is None else limit // 2
+        self._ring: bytearray | None = None  # made when the head is full
+        self._view: memoryview | None = None
+        self._at = 0
+
+    def watch(self, poller: Poller) -> None:
+        """Begin."""
+        self._poller = poller
+        poller.add(self.fd, select.EPOLLIN, self.ready)
+
+    def ready(self) -> None:
+        """Take what is there, at most CHUNK."""
+        try:
+            n = self._read()
+        except BlockingIOError:
+            return
+        if n == 0:
+            self.close()
+            self.done = True
+            return
+        self.count += n
+        if self.on_bytes:
+            self.on_bytes()
+
+    def _read(self) -> int:
+        if self.limit is None:
+            chunk = os.read(self.fd, CHUNK)
+            self._chunks.append(chunk)
+            return len(chunk)
+        if self._head_room:
+            chunk = os.read(self.fd, min(CHUNK, self._head_room))
+            self._chunks.append(chunk)
+            self._head_room -= len(chunk)
+            return len(chunk)
+        if self._view is None:
+            # At least a whole read, or a small limit would mean many small reads.
+            self._ring = bytearray(max(self._ring_room, CHUNK))
+            self._view = memoryview(self._ring)
+        n = os.readv(self.fd, [self._view[self._at : self._at + CHUNK]])
+        self._at = (self._at + n) % len(self._view)
+        return n
+
+    @property
+    def exceeded(self) -> bool:
+        """More was written than is kept."""
+        return self.limit is not None and self.count > self.limit
+
+    def ready_until_blocked(self) -> None:
+        """Take all that is in the pipe now; bounded, as somebody outside may go on writing."""
+        for _ in range(_MOST_CHUNKS):
+            before = self.count
+            if not self.done:
+                self.ready()
+            if self.count == before:
+                return
+
+    def stream(self) -> Stream:
+        """The figures."""
+        kept = self.count if self.limit is None else min(self.count, self.limit)
+        return Stream(self.count, kept, self.exceeded)
+
+    def data(self) -> bytes | None:
+        """What was kept, in order."""
+        head = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if self._ring is None:
+            return head
+        tail_written = self.count - len(head)
+        ring = self._ring if tail_written < len(self._ring) else self._ring[self._at :] + self._ring[: self._at]
+        tail = ring[:tail_written]
+        return head + bytes(tail[len(tail) - min(len(tail), self._ring_room) :])
+
+    def close(self) -> None:
+        """Stop reading. Nothing more arrives in `data`."""
+        if self.fd >= 0:
+            self._poller.drop(self.fd)
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Relay:
+    """Reads a stream and writes it to `out`, a dup of the caller's fd, which stays blocking: it may be shared.
+
+    With a limit the first `limit` bytes are passed on. While the receiver does not take them nothing more is read,
+    so the command is blocked as it would be by the receiver itself, and our clock runs on.
+    """
+
+    __slots__ = ("_out", "_out_poll", "_pending", "_poller", "count", "done", "fd", "kept", "limit", "on_bytes")
+
+    def __init__(self, fd: int, out: int, limit: int | None) -> None:
+        self.fd, self._out, self.limit = fd, out, limit
+        self.count = self.kept = 0
+        self.done = False
+        self.on_bytes: Callable[[], None] | None = None
+        self._pending = b""
+        self._out_poll = select.poll()
+        self._out_poll.register(out, select.POLLOUT)
+
+    def watch(self, poller: Poller) -> None:
+        """Begin."""
+        self._poller = poller
+        poller.add(self.fd, select.EPOLLIN, self.ready)
+
+    def ready(self) -> None:
+        """Take a chunk and pass on what the receiver takes."""
+        try:
+            chunk = os.read(self.fd, CHUNK)
+        except BlockingIOError:
+            return
+        if not chunk:
+            self.close()
+            self.done = True
+            return
+        self.count += len(chunk)
+        room = len(chunk) if self.limit is None else max(0, self.limit - self.kept)
+        self._pending = chunk[:room]
+        self.kept += len(self._pending)
+        if self.on_bytes:
+            self.on_bytes()
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._pending:
+            if not self._out_poll.poll(0):
+                self._poller.drop(self.fd)
+                self._poller.add(self._out, select.EPOLLOUT, self._resume)
+                return
+            try:
+                written = _write_quietly(self._out, self._pending[:_ATOMIC])
+            except BrokenPipeError:
+                # Nobody reads any more: the command learns it the same way.
+                self._pending = b""
+                self.close()
+                self.done = True
+                return
+            self._pending = self._pending[written:]
+
+    def _resume(self) -> None:
+        self._poller.drop(self._out)
+        self._poller.add(self.fd, select.EPOLLIN, self.ready)
+        self._pass_on()
+
+    def ready_until_blocked(self) -> None:
+        """Pass on all that is in the pipe now, as far as the receiver takes it; bounded."""
+        for _ in range(_MOST_CHUNKS):
+            before = self.count
+            if not self.done and not self.busy:
+                self.ready()
+            if self.count == before:
+                return
+
+    def stream(self) -> Stream:
+        """The figures; what the receiver did not take was not kept."""
+        kept = self.kept - len(self._pending)
+        return Stream(self.count, kept, kept < self.count)
+
+    def data(self) -> bytes | None:
+        """Nothing was kept here."""
+        return None
+
+    @property
+    def busy(self) -> bool:
+        """Bytes are waiting for the receiver."""
+        return bool(self._pending)
+
+    @property
+    def exceeded(self) -> bool:
+        """More was written than was passed on."""
+        return self.limit is not None and self.count > self.limit
+
+    def close(self) -> None:
+        """Stop reading and let go of the receiver."""
+        if self.fd >= 0:
+            self._poller.drop(self.fd)
+            self._poller.drop(self._out)
+            os.close(self.fd)
+            os.close(self._out)
+            self.fd = self._out = -1
+
+
+class Feed:
+    """Writes a command's input. A command that stops reading is no error."""
+
+    __slots__ = ("_left", "_poller", "fd")
+
+    def __init__(self, fd: int, data: bytes) -> None:
+        self.fd, self._left = fd, memoryview(data)
+
+    def watch(self, poller: Poller) -> None:
+        """Begin; with no input the stream is closed at once."""
+        self._poller = poller
+        if self._left:
+            poller.add(self.fd, select.EPOLLOUT, self.ready)
+        else:
+            self.close()
+
+    def ready(self) -> None:
+        """Write what it takes."""
+        try:
+            self._left = self._left[_write_quietly(self.fd, self._left[:CHUNK]) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.close()
+            return
+        if not self._left:
+            self.close()
+
+    def close(self) -> None:
+        """Close the command's input."""
+        if self.fd >= 0:
+            self._poller.drop(self.fd)
+            os.close(self.fd)
+            self.fd = -1
+            self._left = memoryview(b"")
+
+
+_PIPE_SIGNAL: Final = frozenset({signal.SIGPIPE})
+
+
+def _write_quietly(fd: int, data: bytes | memoryview) -> int:
+    """write(2) that never kills the host program, which may have set SIGPIPE back to its default."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _PIPE_SIGNAL)
+    try:
+        return os.write(fd, data)
+    except BrokenPipeError:
+        signal.sigtimedwait(_PIPE_SIGNAL, 0)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

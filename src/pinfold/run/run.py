@@ -1,0 +1,224 @@
+"""Run: a command that was started and goes on while the caller does something else."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import threading
+from types import TracebackType
+from typing import IO, Any, Self
+
+from pinfold import errors, units
+from pinfold.result import Result
+from pinfold.run.lifecycle import Event
+from pinfold.run.pipes import Capture, Feed, Poller
+from pinfold.run.request import Request, Span
+from pinfold.run.supervision import Supervision
+
+_LONGEST_WAIT = 3600.0
+
+
+class Run:
+    """A started command. A context manager, with the verbs of `subprocess.Popen`.
+
+    `stdin`, `stdout`, `stderr` are streams where PIPE was asked for, else None. They stay readable to their end after
+    the command has ended, and are the caller's to close; the context manager does it.
+    """
+
+    def __init__(self, request: Request, supervision: Supervision, registry: set[Run]) -> None:
+        self.args = request.args
+        self._request, self._supervision, self._registry = request, supervision, registry
+        self._result: Result | None = None
+        self._ended = threading.Event()
+        self._asking = threading.Lock()  # guards _wake, which ends with the run
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Readable for ever once it has ended: wakes readers whose pipe is held open outside the cgroup.
+        self._over = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.stdin: IO[Any] | None = None
+        self.stdout: IO[Any] | None = None
+        self.stderr: IO[Any] | None = None
+        try:
+            supervision.accept_requests(self._wake)
+            supervision.start()
+            if supervision.error is not None:
+                supervision.drive()
+                supervision.error.result = supervision.result(self.args, request.decode)
+                raise supervision.error
+        except BaseException:
+            supervision.io.close()
+            self._close_fds()
+            raise
+        self.pid: int = supervision.pid or 0
+        self._open_streams()
+        registry.add(self)
+        threading.Thread(target=self._drive, name=f"pinfold-{self.pid}", daemon=True).start()
+
+    def _open_streams(self) -> None:
+        pipes = self._supervision.io.pipes
+        if 0 in pipes:
+            self.stdin = self._as_text(os.fdopen(pipes[0], "wb"))
+        if 1 in pipes:
+            self.stdout = self._as_text(io.BufferedReader(_Reader(pipes[1], self._over)))
+        if 2 in pipes:
+            self.stderr = self._as_text(io.BufferedReader(_Reader(pipes[2], self._over)))
+
+    def _as_text(self, stream: Any) -> IO[Any]:
+        encoding = self._request.encoding
+        return stream if encoding is None else io.TextIOWrapper(stream, encoding, "surrogateescape", write_through=True)
+
+    def _drive(self) -> None:
+        try:
+            self._supervision.drive()
+            self._result = self._supervision.result(self.args, self._request.decode)
+        finally:
+            self._registry.discard(self)
+            os.eventfd_write(self._over, 1)
+            with self._asking:
+                self._ended.set()
+
+    def _ask(self, wanted: Event | int) -> None:
+        with self._asking:
+            if not self._ended.is_set():
+                self._supervision.wanted.append(wanted)
+                os.eventfd_write(self._wake, 1)
+
+    @property
+    def returncode(self) -> int | None:
+        """The main process' return code once the run has ended, negative for a signal."""
+        return self._result.returncode if self._result is not None else None
+
+    def poll(self) -> int | None:
+        """As `returncode`, without waiting."""
+        return self.returncode
+
+    def wait(self, timeout: Span = None) -> Result:
+        """Wait until nothing of the run is left. Raises TimeoutError if that takes longer; the run goes on then.
+
+        With PIPE, somebody has to read meanwhile, or the command waits for its reader (until its own timeout).
+        """
+        patience = None if timeout is None else units.span(timeout, "timeout")
+        if not self._ended.wait(None if patience is None or patience == units.INFINITY else patience):
+            raise TimeoutError(f"{self!r} is still running after {patience} s")
+        if self._result is None:
+            raise errors.Error(f"{self!r}: its supervision failed; see the traceback of its thread")
+        return self._result
+
+    def communicate(self, input: bytes | str | None = None) -> tuple[Any, Any]:
+        """Write `input`, read both streams to their ends, wait. Returns (stdout, stderr), None where not piped.
+
+        There is no timeout here: the run has its own.
+        """
+        poller = Poller()
+        captures = [self._capture(stream, poller) for stream in (self.stdout, self.stderr)]
+        try:
+            if self.stdin is not None:
+                self._feed(input, poller)
+            poller.add(self._over, select.EPOLLIN, lambda: None)
+            while not self._ended.is_set() and not all(c is None or c.done for c in captures):
+                poller.wait(_LONGEST_WAIT)
+            for capture in captures:
+                if capture is not None:
+                    capture.ready_until_blocked()
+        finally:
+            for capture in captures:
+                if capture is not None:
+                    capture.close()
+            poller.close()
+        self.wait()
+        out, err = (None if c is None else self._request.decode(c.data()) for c in captures)
+        return out, err
+
+    def _feed(self, data: bytes | str | None, poller: Poller) -> None:
+        assert self.stdin is not None
+        if isinstance(data, str):
+            data = data.encode(self._request.encoding or "utf-8", "surrogateescape")
+        fd = os.dup(self.stdin.fileno())
+        self.stdin.close()
+        os.set_blocking(fd, False)
+        Feed(fd, data or b"").watch(poller)
+
+    @staticmethod
+    def _capture(stream: IO[Any] | None, poller: Poller) -> Capture | None:
+        if stream is None:
+            return None
+        fd = os.dup(stream.fileno())
+        stream.close()
+        capture = Capture(fd, None)
+        capture.watch(poller)
+        return capture
+
+    def send_signal(self, number: int | str) -> None:
+        """Send a signal to the main process, if it is still there."""
+        self._ask(units.signal_number(number))
+
+    def terminate(self) -> None:
+        """Stop it: the signal to every process, the grace, the kill. The outcome is `canceled`."""
+        self._ask(Event.CANCELED)
+
+    def kill(self) -> None:
+        """Kill every process of it now. The outcome is `canceled`."""
+        self._ask(Event.ABORTED)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self._ended.wait()
+        self._close_fds()
+
+    def _close_fds(self) -> None:
+        for fd in (self._wake, self._over):
+            if fd >= 0:
+                os.close(fd)
+        self._wake = self._over = -1
+
+    def __del__(self) -> None:
+        # Its thread holds a reference until the run has ended.
+        if hasattr(self, "_over"):
+            self._close_fds()
+
+    def __repr__(self) -> str:
+        return f"<pinfold.Run {self.args!r} pid {self.pid}>"
+
+
+class _Reader(io.RawIOBase):
+    """A pipe end that ends when the run has: also when a process outside the cgroup still holds the other end."""
+
+    def __init__(self, fd: int, over: int) -> None:
+        self._fd = fd
+        self._over = os.dup(over)
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._poll.register(self._over, select.POLLIN)
+
+    def readable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            over = any(fd == self._over for fd, _mask in self._poll.poll(0))
+            try:
+                return os.readv(self._fd, [buffer])
+            except BlockingIOError:
+                if over:
+                    return 0
+                self._poll.poll()
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+            os.close(self._over)
+        super().close()

@@ -1,0 +1,150 @@
+"""From `stdin=`, `stdout=` and `stderr=` to file descriptors: which the command gets, and which are ours.
+
+Two lists, named for their owners: `for_child` is closed once the command has its copies (so that the end of its
+streams is seen), the rest once the run has ended.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import IO, Any, Final
+
+from pinfold.cgroup.files import clear_of_stdio
+from pinfold.errors import UsageError
+from pinfold.run.pipes import Capture, Feed, Relay
+from pinfold.spawn.plan import INHERIT
+
+# The standard library's values, so that either module's names can be used.
+PIPE: Final = -1
+STDOUT: Final = -2
+DEVNULL: Final = -3
+
+Output = Capture | Relay
+
+
+@dataclass(slots=True)
+class Stdio:
+    """The descriptors of one run. `pipes` are ends that the user reads or writes himself (`start` with PIPE)."""
+
+    child: list[int] = field(default_factory=lambda: [INHERIT, INHERIT, INHERIT])
+    for_child: list[int] = field(default_factory=list)
+    feed: Feed | None = None
+    outputs: list[Output | None] = field(default_factory=lambda: [None, None])
+    pipes: dict[int, int] = field(default_factory=dict)
+
+    def close_for_child(self) -> None:
+        """Close what the command has its own copies of."""
+        for fd in self.for_child:
+            os.close(fd)
+        self.for_child.clear()
+
+    def close(self) -> None:
+        """Close everything, for a run that never started."""
+        self.close_for_child()
+        for end in (self.feed, *self.outputs):
+            if end is not None and end.fd >= 0:
+                os.close(end.fd)
+                end.fd = -1
+        for fd in self.pipes.values():
+            os.close(fd)
+        self.pipes.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class StdioPlan:
+    """What was asked for. `manual`: PIPE means a stream for the user, not a capture.
+
+    `watched`: output must be counted (an idle timeout, a limit), so what would go straight to a file is relayed.
+    """
+
+    stdin: Any = None
+    stdout: Any = None
+    stderr: Any = None
+    input: bytes | None = None
+    output_limit: int | None = None
+    watched: bool = False
+    manual: bool = False
+
+    def open(self) -> Stdio:
+        """Open all of it, or nothing. Raises UsageError, or OSError for a file that cannot be opened."""
+        if self.stdin is None and self.stdout is None and self.stderr is None and not self.watched:
+            return Stdio()
+        io = Stdio()
+        try:
+            self._stdin(io)
+            self._output(io, 1, self.stdout, "stdout")
+            if self.stderr == STDOUT and isinstance(self.stderr, int):
+                io.child[2] = 1 if io.child[1] == INHERIT else io.child[1]
+            else:
+                self._output(io, 2, self.stderr, "stderr")
+        except BaseException:
+            io.close()
+            raise
+        return io
+
+    def _stdin(self, io: Stdio) -> None:
+        if self.stdin == PIPE and isinstance(self.stdin, int):
+            read, write = _pipe()
+            io.for_child.append(read)
+            io.child[0] = read
+            if self.manual and self.input is None:
+                io.pipes[0] = write
+            else:
+                os.set_blocking(write, False)
+                io.feed = Feed(write, self.input or b"")
+        else:
+            io.child[0] = _fd_of(self.stdin, "stdin", os.O_RDONLY, io)
+
+    def _output(self, io: Stdio, number: int, target: Any, what: str) -> None:
+        captured = target == PIPE and isinstance(target, int)
+        if not captured and not self.watched:
+            io.child[number] = _fd_of(target, what, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, io)
+            return
+        if captured and self.manual:
+            read, write = _pipe()
+            io.pipes[number] = read
+        else:
+            destination = None if captured else _fd_of(target, what, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, io)
+            read, write = _pipe()
+            io.outputs[number - 1] = self._reader(read, number, destination)
+        os.set_blocking(read, False)
+        io.for_child.append(write)
+        io.child[number] = write
+
+    def _reader(self, read: int, number: int, destination: int | None) -> Output:
+        if destination is None:
+            return Capture(read, self.output_limit)
+        out = os.dup(number if destination == INHERIT else destination)
+        return Relay(read, clear_of_stdio(out), self.output_limit)
+
+
+def _pipe() -> tuple[int, int]:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    return (read, write) if read > 2 and write > 2 else (clear_of_stdio(read), clear_of_stdio(write))
+
+
+def _fd_of(target: IO[Any] | int | str | os.PathLike[Any] | None, what: str, flags: int, io: Stdio) -> int:
+    if target is None:
+        return INHERIT
+    if isinstance(target, int) and not isinstance(target, bool):
+        if target == DEVNULL:
+            return _opened(os.open("/dev/null", flags & os.O_ACCMODE | os.O_CLOEXEC), io)
+        if target < 0:
+            raise UsageError(f"{what}={target}: must be a file, an fd, PIPE or DEVNULL")
+        os.fstat(target)  # a closed one is the caller's error, not the command's
+        return target
+    if isinstance(target, (str, os.PathLike)):
+        return _opened(os.open(target, flags | os.O_CLOEXEC, 0o666), io)
+    if hasattr(target, "fileno"):
+        if hasattr(target, "flush") and flags != os.O_RDONLY:
+            target.flush()  # what the caller wrote comes before what the command writes
+        number: int = target.fileno()
+        return number
+    raise UsageError(f"{what} is {type(target).__name__}: must be a file, a path, an fd, PIPE or DEVNULL")
+
+
+def _opened(fd: int, io: Stdio) -> int:
+    fd = clear_of_stdio(fd)
+    io.for_child.append(fd)
+    return fd

@@ -1,0 +1,397 @@
+"""Supervision: does what the lifecycle says, for one run, under one epoll.
+
+The lifecycle decides; here are the fds, the clock and the kernel's answers. `start`, then `turn` until `ended`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pinfold.backend import Backend, Scope
+from pinfold.command import Command
+from pinfold.errors import SpawnError
+from pinfold.policy import Policy
+from pinfold.result import Receipt, Result, Stream, Usage
+from pinfold.run import strays
+from pinfold.run.lifecycle import Action, Event, Lifecycle, State
+from pinfold.run.pipes import Poller, Relay
+from pinfold.run.reap import reap
+from pinfold.run.stdio import Stdio, StdioPlan
+from pinfold.spawn.plan import spawn
+from pinfold.units import INFINITY
+
+# How long each state may last before the next event is brought about. Seconds.
+KILL_ROUND: Final = 0.05  # from the kill to the first look that takes stronger means
+KILL_BOUND: Final = 10.0  # then what is left is named in `stuck_pids`
+DRAIN_BOUND: Final = 0.2  # for the end of a stream after `populated 0`
+RECEIVER_BOUND: Final = 2.0  # past the timeout, for the receiver of a relayed stream to take the rest
+REMOVE_BOUND: Final = 1.0  # rmdir may trail `populated 0` (from Linux 6.19)
+
+_LOOK_FIRST: Final = 0.001  # cgroup.events notifies at most once per 10 ms: while killing, look oftener
+_LOOK_LAST: Final = 0.01
+_CPU_LOOK: Final = 0.01
+_LONGEST_WAIT: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits on a run's time, in seconds; infinite: none. `signal` is sent when one is hit, if there is a grace."""
+
+    timeout: float = INFINITY
+    grace: float = 0.0
+    idle: float = INFINITY
+    cpu: float = INFINITY
+    signal: int = signal.SIGTERM
+
+
+class Supervision:
+    """One run, from its cgroup's mkdir to its Result. Not thread-safe but for `request`."""
+
+    def __init__(self, backend: Backend, command: Command, policy: Policy, bounds: Bounds, plan: StdioPlan, *,
+                 wait: bool) -> None:  # fmt: skip
+        self._backend, self._command, self._policy, self._bounds = backend, command, policy, bounds
+        self._wait = wait
+        self.life = Lifecycle(grace=bounds.grace > 0, wait=wait)
+        self.receipt = Receipt()
+        self.pid: int | None = None
+        self.pidfd = -1
+        self.returncode: int | None = None
+        self.error: SpawnError | None = None
+        self._usage = Usage()
+        self._timers: dict[Event, float] = {}
+        self._look_at = INFINITY
+        self._look_pause = _LOOK_FIRST
+        self._killed_at = 0.0
+        self._bytes_at_kill = 0
+        self.wanted: deque[Event | int] = deque()  # from other threads: CANCELED, ABORTED, a signal for the main process
+        self._end_time = 0.0
+        self.io: Stdio = plan.open()
+        try:
+            self.scope: Scope = backend.scope()
+            self._poller = Poller()
+        except BaseException:
+            self.io.close()
+            raise
+
+    # ---- the loop --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the command. A refusal is no exception here: it is in `error` when the run has ended."""
+        self.started_at, self._start_time = time.time(), time.monotonic()
+        try:
+            self._take(Event.START)
+        except BaseException:
+            self.abort()
+            raise
+
+    def drive(self) -> None:
+        """Turn until ended. Whatever is raised meanwhile, nothing of the run is left."""
+        try:
+            while not self.ended:
+                self.turn()
+        except BaseException:
+            self.abort()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """It is all over: killed, drained, measured, removed."""
+        return self.life.state is State.ENDED
+
+    def turn(self) -> None:
+        """Wait for what comes next and take it."""
+        due = min(self._look_at, min(self._timers.values(), default=INFINITY))
+        self._poller.wait(min(max(0.0, due - time.monotonic()), _LONGEST_WAIT))
+        if time.monotonic() >= due:
+            self._poller.wait(0)  # an exit that is there already wins over the limit it came close to
+            self._fire()
+        if self.life.state is State.DRAINING and self._drained():
+            self._take(Event.DRAINED)
+
+    def accept_requests(self, wake: int) -> None:
+        """Take from `wanted` whenever `wake`, an fd of the caller's, is readable; it is only read while not ended."""
+        self._poller.add(wake, select.EPOLLIN, lambda: self._take_wanted(wake))
+
+    def _take_wanted(self, wake: int) -> None:
+        os.read(wake, 8)
+        while self.wanted:
+            wanted = self.wanted.popleft()
+            if isinstance(wanted, Event):
+                self._take(wanted)
+            else:
+                self._signal_main(wanted)
+
+    def abort(self) -> None:
+        """Kill and clean up; for when an exception passes through. A second Ctrl-C does not interrupt it."""
+        end = time.monotonic() + KILL_BOUND + DRAIN_BOUND + REMOVE_BOUND
+        with contextlib.suppress(KeyboardInterrupt):
+            self._take(Event.ABORTED)
+        while not self.ended and time.monotonic() < end:
+            with contextlib.suppress(KeyboardInterrupt):
+                self.turn()
+
+    def _fire(self) -> None:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_pause = min(2 * self._look_pause, _LOOK_LAST)
+            self._look_at = now + self._look_pause
+            self._look()
+        for event, at in list(self._timers.items()):
+            if now >= at and event in self._timers:
+                again = self._again(event, now)
+                if again > now:
+                    self._timers[event] = again
+                else:
+                    del self._timers[event]
+                    self._take(event)
+
+    def _again(self, event: Event, now: float) -> float:
+        """When a timer that has gone off is really due; not later than now: it is."""
+        if event is Event.IDLE_TIMED_OUT:
+            return self._last_output + self._bounds.idle
+        if event is Event.CPU_TIMED_OUT:
+            left = self._bounds.cpu - self.scope.cgroup.cpu_usec() / 1e6
+            return now + max(_CPU_LOOK, left / (os.cpu_count() or 1)) if left > 0 else now
+        if event is Event.DRAIN_OVER and any(isinstance(o, Relay) and o.busy for o in self.io.outputs):
+            patience = max(self._start_time + self._bounds.timeout, self._end_time) + RECEIVER_BOUND
+            return now + DRAIN_BOUND if now < patience else now
+        return now
+
+    def _take(self, event: Event) -> None:
+        for action in self.life.on(event):
+            _DO[action](self)
+
+    # ---- the actions -----------------------------------------------------------------------------------------
+
+    def _spawn(self) -> None:
+        io, child = self.io, self.io.child
+        try:
+            started = spawn(self._command, self._policy, self.scope.cgroup, (child[0], child[1], child[2]))
+        except SpawnError as error:
+            self.error = error
+            io.close_for_child()
+            self._begin_streams()
+            self._take(Event.SPAWN_FAILED)
+            return
+        self.pid, self.pidfd = started.pid, started.pidfd
+        self.scope.placement.entry = "clone3" if started.born_inside else "cgroup.procs"
+        io.close_for_child()
+        self._begin_streams()
+        self._poller.add(self.pidfd, select.EPOLLIN, self._exited)
+        self._arm()
+        self._take(Event.SPAWNED)
+        self._backend.prepare()  # the command is running: what is done now costs nobody time
+        self.scope.cgroup.open_accounts()
+
+    def _begin_streams(self) -> None:
+        for end in (self.io.feed, *self.io.outputs):
+            if end is not None:
+                end.watch(self._poller)
+        if self._bounds.idle < INFINITY or self._policy.output_exceeded == "kill":
+            for output in self.io.outputs:
+                if output is not None:
+                    output.on_bytes = self._on_bytes
+
+    def _arm(self) -> None:
+        bounds, start = self._bounds, self._start_time
+        self._last_output = start
+        if bounds.timeout < INFINITY:
+            self._timers[Event.TIMED_OUT] = start + bounds.timeout
+        if bounds.idle < INFINITY:
+            self._timers[Event.IDLE_TIMED_OUT] = start + bounds.idle
+        if bounds.cpu < INFINITY:
+            self._timers[Event.CPU_TIMED_OUT] = start + min(_CPU_LOOK, bounds.cpu)
+
+    def _on_bytes(self) -> None:
+        self._last_output = time.monotonic()
+        if self._policy.output_exceeded == "kill" and any(o is not None and o.exceeded for o in self.io.outputs):
+            self._take(Event.OUTPUT_EXCEEDED)
+
+    def _exited(self) -> None:
+        try:
+            self.returncode = reap(self.pidfd)
+        except BlockingIOError:
+            return
+        self._poller.drop(self.pidfd)
+        os.close(self.pidfd)
+        self.pidfd = -1
+        self._take(Event.EXITED)
+        if self.life.state not in (State.DRAINING, State.ENDED):
+            self._look()
+
+    def _look(self) -> None:
+        """Ask the kernel; EMPTY is an event only once it has said `populated 0` and the main process is reaped."""
+        if self.pidfd < 0 and not self.scope.cgroup.populated():
+            self._take(Event.EMPTY)
+
+    def _watch_empty(self) -> None:
+        self._poller.add(self.scope.cgroup.events, select.EPOLLPRI, self._look)
+
+    def _terminate(self) -> None:
+        self._timers[Event.GRACE_OVER] = time.monotonic() + self._bounds.grace
+        strays.signal_all(self.scope.cgroup, self._bounds.signal)
+        self._signal_main(self._bounds.signal)
+        # A stopped process would keep the signal pending until the kill; as systemd does.
+        strays.signal_all(self.scope.cgroup, signal.SIGCONT, rounds=1)
+
+    def _kill(self) -> None:
+        cgroup = self.scope.cgroup
+        self._timers.clear()
+        if self.pidfd < 0 and not cgroup.populated():
+            self._take(Event.EMPTY)
+            return
+        self._bytes_at_kill = self._byte_count()
+        strays.freeze(cgroup)
+        left = [pid for pid in cgroup.pids() if self.pidfd < 0 or pid != self.pid]
+        self.receipt.strays = len(left)
+        if left:
+            self.receipt.stray_processes = strays.describe(left)
+        self._killed_at = time.monotonic()
+        self.receipt.kill_rounds = 1
+        cgroup.kill()
+        self._signal_main(signal.SIGKILL)  # it may have left the cgroup
+        self._timers[Event.STILL_POPULATED] = self._killed_at + KILL_ROUND
+        self._timers[Event.GAVE_UP] = self._killed_at + KILL_BOUND
+        self._look_at = self._killed_at + _LOOK_FIRST
+
+    def _signal_main(self, number: int) -> None:
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(self.pidfd, number)
+
+    def _kill_each(self) -> None:
+        """What one `cgroup.kill` misses: a process whose leader thread has exited (6.18), a fork race (before 6.14)."""
+        cgroup = self.scope.cgroup
+        self.receipt.kill_rounds += 1
+        cgroup.freeze(True)
+        try:
+            strays.signal_all(cgroup, signal.SIGKILL)
+            cgroup.kill()
+        finally:
+            cgroup.freeze(False)
+        self._timers[Event.STILL_POPULATED] = time.monotonic() + KILL_ROUND * self.receipt.kill_rounds
+
+    def _name_stuck(self) -> None:
+        self.receipt.stuck_pids = sorted({*self.scope.cgroup.pids(), *([self.pid] if self.pidfd >= 0 else [])} - {None})
+
+    def _drain(self) -> None:
+        self._timers.clear()
+        self._look_at = INFINITY
+        self._poller.drop(self.scope.cgroup.events)
+        now = self._end_time = time.monotonic()
+        self.receipt.emptied = not self.receipt.stuck_pids
+        if self._killed_at and self.receipt.emptied:
+            self.receipt.kill_to_empty_usec = round((now - self._killed_at) * 1e6)
+        if self.io.feed is not None:
+            self.io.feed.close()
+        for output in self.io.outputs:
+            if output is not None:
+                output.ready_until_blocked()
+        if self._drained():
+            self._take(Event.DRAINED)
+        else:
+            self._timers[Event.DRAIN_OVER] = now + DRAIN_BOUND
+
+    def _drained(self) -> bool:
+        return all(output is None or output.done for output in self.io.outputs)
+
+    def _name_held(self) -> None:
+        self.receipt.pipe_held = not self._drained()
+
+    def _close(self) -> None:
+        for output in self.io.outputs:
+            if output is not None:
+                output.close()
+        self._timers.clear()
+        if self._killed_at:
+            self.receipt.bytes_after_kill = self._byte_count() - self._bytes_at_kill
+
+    def _measure(self) -> None:
+        self._usage = self.scope.cgroup.usage()
+
+    def _remove(self) -> None:
+        cgroup = self.scope.cgroup
+        end = time.monotonic() + (REMOVE_BOUND if self.receipt.emptied else 0)
+        while not (removed := cgroup.remove()) and time.monotonic() < end:
+            time.sleep(0.001)
+        self.receipt.removed = removed
+        cgroup.close()
+        self._poller.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        self.duration = time.monotonic() - self._start_time
+
+    def _byte_count(self) -> int:
+        return sum(output.count for output in self.io.outputs if output is not None)
+
+    # ---- the result ------------------------------------------------------------------------------------------
+
+    def result(self, args: Any, decode: Callable[[bytes | None], Any]) -> Result:
+        """The Result of an ended run. `decode` makes of captured bytes what the caller wants."""
+        out, err = self.io.outputs
+        outcome = "spawn_failed" if self.error else self.life.outcome(self.returncode)
+        return Result(
+            args=args,
+            argv=[strays.printable(os.fsdecode(argument)) for argument in self._command.argv],
+            outcome=outcome,
+            returncode=self.returncode,
+            pid=self.pid,
+            run_id=self.scope.run_id,
+            started_at=self.started_at,
+            duration=self.duration,
+            stdout=None if out is None else decode(out.data()),
+            stderr=None if err is None else decode(err.data()),
+            stdout_stream=Stream() if out is None else out.stream(),
+            stderr_stream=Stream() if err is None else err.stream(),
+            usage=self._usage,
+            receipt=self.receipt,
+            placement=self.scope.placement,
+            guarantee=self._policy.guarantee,
+            error=_error_record(self.error, outcome),
+            limit_hit=self._limit_hit(),
+        )
+
+    def _limit_hit(self) -> float | None:
+        bounds = self._bounds
+        limits = {
+            Event.TIMED_OUT: bounds.timeout,
+            Event.IDLE_TIMED_OUT: bounds.idle,
+            Event.CPU_TIMED_OUT: bounds.cpu,
+        }
+        return limits.get(self.life.cause) if self.life.cause else None
+
+
+def _error_record(error: SpawnError | None, outcome: str) -> dict[str, Any] | None:
+    if error is not None:
+        return {"type": "SpawnError", "step": error.step, "errno": error.errno_name, "message": str(error)}
+    if outcome == "lost":
+        message = (
+            "the exit status was taken by somebody else: this program ignores SIGCHLD or waits for any child, and the "
+            "kernel is older than 6.15"
+        )
+        return {"type": "StatusLost", "step": "wait", "errno": "ECHILD", "message": message}
+    return None
+
+
+_DO: Final[dict[Action, Callable[[Supervision], None]]] = {
+    Action.SPAWN: Supervision._spawn,
+    Action.WATCH_EMPTY: Supervision._watch_empty,
+    Action.TERMINATE: Supervision._terminate,
+    Action.KILL: Supervision._kill,
+    Action.KILL_EACH: Supervision._kill_each,
+    Action.NAME_STUCK: Supervision._name_stuck,
+    Action.DRAIN: Supervision._drain,
+    Action.NAME_HELD: Supervision._name_held,
+    Action.CLOSE: Supervision._close,
+    Action.MEASURE: Supervision._measure,
+    Action.REMOVE: Supervision._remove,
+}

@@ -1,0 +1,448 @@
+/* _spawn: start one program inside a cgroup, and say which step failed if it did not.
+ *
+ * This is all of pinfold that cannot be Python: what runs between clone and exec.
+ *
+ *   parent                                      child (shares our memory, has its own stack)
+ *   ------                                      -----
+ *   build struct plan, block every signal
+ *   clone3(VFORK|VM|INTO_CGROUP|PIDFD) ------>  session, fds, cwd, umask, rlimits,
+ *   (this thread sleeps, the GIL is free)       groups, gid, uid, no_new_privs, exec
+ *   plan.failed_step / plan.error  <----------  a step failed: note it, _exit
+ *   reap a failed child, raise or return pid
+ *
+ * Rules for the child: no allocation, no locks, no stdio, no Python, and none of the libc wrappers
+ * that talk to other threads (setuid() and friends signal every thread of the process, and here that
+ * would be the parent's). The memory is shared, so errors need no pipe: the parent reads the plan. */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/sched.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#ifndef CLONE_INTO_CGROUP
+#define CLONE_INTO_CGROUP 0x200000000ULL /* Linux 5.7 */
+#endif
+#ifndef P_PIDFD
+#define P_PIDFD 3 /* Linux 5.4 */
+#endif
+#ifndef __WALL
+#define __WALL 0x40000000
+#endif
+
+#define CHILD_STACK (64 * 1024)
+#define KERNEL_SIGNALS 64
+#define MAX_RLIMITS 16
+
+extern char **environ;
+
+enum step { CLONE, CGROUP, SIGNALS, SESSION, FDS, CWD, UMASK, RLIMITS, GROUPS, GID, UID, NO_NEW_PRIVS, EXEC };
+static const char *const STEP_NAMES[] = {"clone",  "cgroup", "signals", "session", "fds", "cwd",          "umask",
+                                         "rlimits", "groups", "gid",     "uid",     "no_new_privs", "exec"};
+
+struct plan {
+	char **argv;
+	char **paths; /* candidates for exec, in order */
+	char **envp;
+	const char *cwd; /* NULL: stay */
+	int fds[3];      /* what becomes 0, 1, 2; -1: inherit ours */
+	int cgroup;      /* directory to be born in */
+	int move;        /* the child must move itself: it was not born there */
+	int new_session;
+	int umask; /* -1: keep */
+	int no_new_privs;
+	int n_rlimits;
+	int resource[MAX_RLIMITS];
+	struct rlimit rlimit[MAX_RLIMITS];
+	int n_groups; /* -1: keep */
+	gid_t *groups;
+	long gid, uid; /* -1: keep */
+
+	/* written by the child */
+	enum step failed_step;
+	int error;       /* 0: it got as far as exec */
+	int path_index;  /* the candidate that failed */
+};
+
+static void __attribute__((noreturn)) fail(struct plan *p, enum step step)
+{
+	p->error = errno ? errno : EINVAL;
+	p->failed_step = step;
+	for (;;)
+		syscall(SYS_exit_group, 127);
+}
+
+/* A zeroed buffer reads as {SIG_DFL, no flags, empty mask} in the kernel's struct sigaction of every
+ * architecture. Ignored signals survive exec (Python ignores SIGPIPE), so each is set, not only handlers. */
+static void reset_signals(void)
+{
+	char dfl[64] = {0};
+
+	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++)
+		if (sig != SIGKILL && sig != SIGSTOP)
+			syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
+}
+
+/* Ours may be closed, or be some close-on-exec file that landed there because they were closed: then
+ * the command gets /dev/null, as a program with a hole at 0-2 writes its messages into its first file. */
+static int standard_fd(int want, int at)
+{
+	int flags;
+
+	if (want < 0) {
+		flags = fcntl(at, F_GETFD);
+		if (flags >= 0 && !(flags & FD_CLOEXEC))
+			return at;
+		want = open("/dev/null", O_RDWR | O_CLOEXEC);
+		if (want < 0)
+			return -1;
+	}
+	/* Out of the way of 0-2, which are about to be overwritten. */
+	return want < 3 ? fcntl(want, F_DUPFD_CLOEXEC, 3) : want;
+}
+
+static int arrange_fds(struct plan *p)
+{
+	int from[3];
+
+	for (int i = 0; i < 3; i++)
+		if ((from[i] = standard_fd(p->fds[i], i)) < 0)
+			return -1;
+	for (int i = 0; i < 3; i++)
+		if (from[i] != i && dup2(from[i], i) < 0)
+			return -1;
+	return syscall(SYS_close_range, 3, ~0U, 0); /* Linux 5.9 */
+}
+
+/* As execvp(3) searches, but ENOEXEC is an error: nothing is ever handed to a shell. */
+static void exec_first(struct plan *p)
+{
+	int refused = 0, refused_at = 0;
+
+	errno = ENOENT;
+	for (int i = 0; p->paths[i]; i++) {
+		p->path_index = i;
+		execve(p->paths[i], p->argv, p->envp);
+		if (errno == EACCES && !refused) {
+			refused = 1;
+			refused_at = i;
+		} else if (errno != ENOENT && errno != ENOTDIR && errno != EACCES) {
+			return;
+		}
+	}
+	if (refused) {
+		errno = EACCES;
+		p->path_index = refused_at;
+	}
+}
+
+/* The slow way (7-20 ms after any quiet): only where being born in the cgroup was refused. */
+static int move_into(int cgroup)
+{
+	int procs = openat(cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+
+	return procs < 0 || write(procs, "0", 1) != 1 ? -1 : 0;
+}
+
+static int child(void *arg)
+{
+	struct plan *p = arg;
+	uint64_t none = 0;
+
+	if (p->move && move_into(p->cgroup) < 0)
+		fail(p, CGROUP);
+	reset_signals();
+	if (p->new_session && setsid() < 0)
+		fail(p, SESSION);
+	if (arrange_fds(p) < 0)
+		fail(p, FDS);
+	if (p->cwd && chdir(p->cwd) < 0)
+		fail(p, CWD);
+	if (p->umask >= 0)
+		umask(p->umask);
+	for (int i = 0; i < p->n_rlimits; i++)
+		if (setrlimit(p->resource[i], &p->rlimit[i]) < 0)
+			fail(p, RLIMITS);
+	/* Raw calls: see the rules above. Groups first, as uid 0 is needed for each of the others. */
+	if (p->n_groups >= 0 && syscall(SYS_setgroups, p->n_groups, p->groups) < 0)
+		fail(p, GROUPS);
+	if (p->gid >= 0 && syscall(SYS_setresgid, p->gid, p->gid, p->gid) < 0)
+		fail(p, GID);
+	if (p->uid >= 0 && syscall(SYS_setresuid, p->uid, p->uid, p->uid) < 0)
+		fail(p, UID);
+	if (p->no_new_privs && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+		fail(p, NO_NEW_PRIVS);
+	if (syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none) < 0)
+		fail(p, SIGNALS);
+	exec_first(p);
+	fail(p, EXEC);
+}
+
+/* The raw clone3, whose child runs entry(arg) on the stack in args and never comes back here. No libc
+ * wraps it: a C caller cannot return from a system call onto another stack. */
+static long clone3_onto(struct clone_args *args, int (*entry)(void *), void *arg)
+{
+#if defined(__x86_64__)
+	long ret;
+	register void *r8 __asm__("r8") = (void *)entry;
+	register void *r9 __asm__("r9") = arg;
+
+	__asm__ volatile("syscall\n\t"
+			 "testq %%rax, %%rax\n\t"
+			 "jnz 1f\n\t"
+			 "xorl %%ebp, %%ebp\n\t" /* the outermost frame */
+			 "movq %%r9, %%rdi\n\t"
+			 "callq *%%r8\n\t"
+			 "hlt\n"
+			 "1:"
+			 : "=a"(ret)
+			 : "0"((long)SYS_clone3), "D"(args), "S"(sizeof *args), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "cc", "memory");
+	return ret;
+#elif defined(__aarch64__)
+	register long x8 __asm__("x8") = SYS_clone3;
+	register long x0 __asm__("x0") = (long)args;
+	register long x1 __asm__("x1") = sizeof *args;
+	register void *x10 __asm__("x10") = (void *)entry;
+	register void *x11 __asm__("x11") = arg;
+
+	__asm__ volatile("svc #0\n\t"
+			 "cbnz x0, 1f\n\t"
+			 "mov x29, xzr\n\t" /* the outermost frame */
+			 "mov x30, xzr\n\t"
+			 "mov x0, x11\n\t"
+			 "blr x10\n\t"
+			 "brk #0\n"
+			 "1:"
+			 : "+r"(x0)
+			 : "r"(x1), "r"(x8), "r"(x10), "r"(x11)
+			 : "cc", "memory");
+	return x0;
+#else
+#error "pinfold has a clone3 trampoline for x86-64 and aarch64; add this architecture's"
+#endif
+}
+
+/* exit_signal is 0: a child that fails before exec sends the host program no SIGCHLD and shows up in
+ * none of its waits. exec makes it SIGCHLD again (de_thread() in fs/exec.c). */
+static long clone_born_inside(struct plan *p, char *stack, int *pidfd)
+{
+	struct clone_args args = {0};
+
+	args.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_INTO_CGROUP;
+	args.pidfd = (uintptr_t)pidfd;
+	args.stack = (uintptr_t)stack;
+	args.stack_size = CHILD_STACK;
+	args.cgroup = (uint64_t)p->cgroup;
+	p->move = 0;
+	return clone3_onto(&args, child, p);
+}
+
+static long clone_and_move(struct plan *p, char *stack, int *pidfd)
+{
+	int pid;
+
+	p->move = 1;
+	/* clone(2) hands the pidfd out through the parent_tid argument (Linux 5.2). */
+	pid = clone(child, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD, p, pidfd);
+	return pid < 0 ? -errno : pid;
+}
+
+/* A seccomp filter answers ENOSYS or EPERM; the delegation rules EACCES (cgroup-v2.rst, "Delegation
+ * Containment"). Anything else is a real error of this cgroup and is reported. */
+static int is_refusal(long err)
+{
+	return err == -ENOSYS || err == -EPERM || err == -EACCES;
+}
+
+static long launch(struct plan *p, int *pidfd)
+{
+	uint64_t all = ~0ULL, old;
+	long pid;
+	int dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+	/* Not mmap: a fresh mapping costs the page faults and the TLB flush on each start. */
+	char *memory = malloc(CHILD_STACK + 16), *stack = (char *)(((uintptr_t)memory + 15) & ~(uintptr_t)15);
+
+	if (!memory)
+		return -ENOMEM;
+	/* No handler of the host program may run in the child, on our memory. */
+	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, sizeof all);
+	pid = clone_born_inside(p, stack, pidfd);
+	if (is_refusal(pid))
+		pid = clone_and_move(p, stack, pidfd);
+	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old);
+	free(memory);
+	/* A change of uid makes the memory undumpable (commit_creds()), and that memory is ours too. */
+	if (p->uid >= 0 || p->gid >= 0)
+		prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0);
+	if (pid > 0 && p->error) {
+		siginfo_t info;
+
+		while (waitid(P_PIDFD, *pidfd, &info, WEXITED | __WALL) < 0 && errno == EINTR)
+			;
+		close(*pidfd);
+	}
+	return pid;
+}
+
+/* ---- from Python values to the plan ------------------------------------------------------------ */
+
+/* The strings stay owned by the list, which the caller's frame keeps alive; only the array is ours. */
+static char **strings_of(PyObject *list, const char *what)
+{
+	Py_ssize_t n;
+	char **v;
+
+	if (!PyList_Check(list)) {
+		PyErr_Format(PyExc_TypeError, "%s must be a list of bytes", what);
+		return NULL;
+	}
+	n = PyList_Size(list);
+	v = PyMem_Malloc((size_t)(n + 1) * sizeof *v);
+	if (!v) {
+		PyErr_NoMemory();
+		return NULL;
+	}
+	for (Py_ssize_t i = 0; i < n; i++) {
+		/* With a NULL length this also refuses an embedded NUL. */
+		if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &v[i], NULL) < 0) {
+			PyMem_Free(v);
+			return NULL;
+		}
+	}
+	v[n] = NULL;
+	return v;
+}
+
+static int rlimits_of(PyObject *list, struct plan *p)
+{
+	Py_ssize_t n = PyList_Size(list);
+
+	if (n < 0)
+		return -1;
+	if (n > MAX_RLIMITS) {
+		PyErr_Format(PyExc_ValueError, "at most %d rlimits", MAX_RLIMITS);
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < n; i++) {
+		unsigned long long soft, hard;
+
+		if (!PyArg_ParseTuple(PyList_GetItem(list, i), "iKK", &p->resource[i], &soft, &hard))
+			return -1;
+		p->rlimit[i].rlim_cur = soft;
+		p->rlimit[i].rlim_max = hard;
+	}
+	p->n_rlimits = (int)n;
+	return 0;
+}
+
+static int groups_of(PyObject *groups, struct plan *p)
+{
+	Py_ssize_t n;
+
+	p->n_groups = -1;
+	if (groups == Py_None)
+		return 0;
+	n = PyList_Size(groups);
+	if (n < 0)
+		return -1;
+	p->groups = PyMem_Malloc((size_t)(n + 1) * sizeof *p->groups);
+	if (!p->groups) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	for (Py_ssize_t i = 0; i < n; i++) {
+		unsigned long gid = PyLong_AsUnsignedLong(PyList_GetItem(groups, i));
+
+		if (PyErr_Occurred())
+			return -1;
+		p->groups[i] = (gid_t)gid;
+	}
+	p->n_groups = (int)n;
+	return 0;
+}
+
+PyDoc_STRVAR(spawn_doc,
+"spawn(argv, paths, env, cwd, fds, cgroup, new_session, umask, rlimits, groups, gid, uid,\n"
+"      no_new_privs) -> (pid, pidfd, born_inside)\n"
+"\n"
+"Start a program in the cgroup whose directory is the fd `cgroup`. Returns once it has been exec'ed.\n"
+"env None: this process' own environment. Raises OSError(errno, step, path or None).");
+
+static PyObject *spawn(PyObject *self, PyObject *args)
+{
+	struct plan p = {0};
+	PyObject *argv, *paths, *env, *cwd, *rlimits, *groups, *result = NULL;
+	long pid;
+	int pidfd = -1;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "OOOO(iii)ipiO!Ollp:spawn", &argv, &paths, &env, &cwd, &p.fds[0], &p.fds[1],
+			      &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &PyList_Type, &rlimits, &groups,
+			      &p.gid, &p.uid, &p.no_new_privs))
+		return NULL;
+	if (env == Py_None)
+		p.envp = environ;
+	if (cwd != Py_None && PyBytes_AsStringAndSize(cwd, (char **)&p.cwd, NULL) < 0)
+		return NULL;
+	if (!(p.argv = strings_of(argv, "argv")) || !(p.paths = strings_of(paths, "paths")) ||
+	    (env != Py_None && !(p.envp = strings_of(env, "env"))) || rlimits_of(rlimits, &p) < 0 ||
+	    groups_of(groups, &p) < 0)
+		goto out;
+
+	Py_BEGIN_ALLOW_THREADS
+	pid = launch(&p, &pidfd);
+	Py_END_ALLOW_THREADS
+
+	if (pid < 0) {
+		p.error = (int)-pid;
+		p.failed_step = CLONE;
+	}
+	if (p.error) {
+		PyObject *path = p.failed_step == EXEC ? PyList_GetItem(paths, p.path_index) : Py_None;
+		PyObject *what = Py_BuildValue("isO", p.error, STEP_NAMES[p.failed_step], path);
+
+		if (what) {
+			PyErr_SetObject(PyExc_OSError, what);
+			Py_DECREF(what);
+		}
+		goto out;
+	}
+	result = Py_BuildValue("liO", pid, pidfd, p.move ? Py_False : Py_True);
+out:
+	PyMem_Free(p.argv);
+	PyMem_Free(p.paths);
+	if (env != Py_None)
+		PyMem_Free(p.envp);
+	PyMem_Free(p.groups);
+	return result;
+}
+
+static PyMethodDef methods[] = {{"spawn", spawn, METH_VARARGS, spawn_doc}, {NULL, NULL, 0, NULL}};
+static PyModuleDef_Slot slots[] = {{0, NULL}};
+static struct PyModuleDef module = {
+	.m_base = PyModuleDef_HEAD_INIT,
+	.m_name = "_spawn",
+	.m_doc = "Start a program inside a cgroup (clone3, CLONE_INTO_CGROUP).",
+	.m_methods = methods,
+	.m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__spawn(void)
+{
+	return PyModuleDef_Init(&module);
+}

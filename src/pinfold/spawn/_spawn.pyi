@@ -1,0 +1,16 @@
+def spawn(
+    argv: list[bytes],
+    paths: list[bytes],
+    env: list[bytes] | None,
+    cwd: bytes | None,
+    fds: tuple[int, int, int],
+    cgroup: int,
+    new_session: bool,
+    umask: int,
+    rlimits: list[tuple[int, int, int]],
+    groups: list[int] | None,
+    gid: int,
+    uid: int,
+    no_new_privs: bool,
+    /,
+) -> tuple[int, int, bool]: ...

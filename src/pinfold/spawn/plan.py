@@ -1,0 +1,103 @@
+"""From a Command to a running process: the plan that the C child carries out, and its errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+from pinfold.cgroup.files import clear_of_stdio
+from pinfold.cgroup.group import Cgroup
+from pinfold.command import Command
+from pinfold.errors import CommandNotExecutable, CommandNotFound, SpawnError
+from pinfold.policy import Policy
+from pinfold.spawn._spawn import spawn as _spawn
+
+INHERIT: Final = -1
+
+# While a child has changed its uid and not yet exec'ed, our memory must stay undumpable (it is shared, and a process
+# of that uid could trace the child); one at a time, as each puts the old value back at its end.
+_changing_identity: Final = threading.Lock()
+_NO_LOCK: Final = contextlib.nullcontext()
+
+
+@dataclass(slots=True)
+class Spawned:
+    """A started process. `born_inside`: by clone3 into its cgroup, not moved there. The pidfd is the caller's."""
+
+    pid: int
+    pidfd: int
+    born_inside: bool
+
+
+def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int, int]) -> Spawned:
+    """Start a command in a cgroup; `fds` become its 0, 1 and 2 (INHERIT: ours).
+
+    Returns once it has been exec'ed. Raises SpawnError with the step that refused; then nothing is left of it.
+    """
+    identity = command.identity
+    rlimits = [] if policy.core_files else [(resource.RLIMIT_CORE, 0, 0)]
+    lock = _NO_LOCK if identity.uid is None and identity.gid is None else _changing_identity
+    try:
+        with lock:
+            pid, pidfd, born_inside = _spawn(
+                command.argv,
+                command.candidates(),
+                command.env,
+                command.cwd,
+                fds,
+                cgroup.dir,
+                policy.new_session,
+                policy.umask,
+                rlimits,
+                None if identity.groups is None else list(identity.groups),
+                -1 if identity.gid is None else identity.gid,
+                -1 if identity.uid is None else identity.uid,
+                policy.no_new_privs,
+            )
+    except OSError as error:
+        raise _explained(error, command, cgroup) from error
+    return Spawned(pid, clear_of_stdio(pidfd), born_inside)
+
+
+def _explained(error: OSError, command: Command, cgroup: Cgroup) -> SpawnError:
+    number, step = error.errno or errno.EINVAL, str(error.strerror)
+    program = repr(os.fsdecode(command.argv[0]))
+    if step == "exec":
+        return _exec_error(number, program, error.filename, command)
+    if step == "cwd":
+        return SpawnError(step, number, program, f"the directory is {os.fsdecode(command.cwd or b'')!r}")
+    if step in ("clone", "cgroup"):
+        return SpawnError(step, number, program, f"into the cgroup {cgroup.path}")
+    if step in ("groups", "gid", "uid"):
+        return SpawnError(step, number, program, "only root may run a command as another user")
+    return SpawnError(step, number, program)
+
+
+def _exec_error(number: int, program: str, tried: bytes, command: Command) -> SpawnError:
+    # Relative names were tried in the command's directory.
+    file = os.path.join(command.cwd or b"", tried)
+    if number == errno.ENOENT and not os.path.lexists(file):
+        advice = None if b"/" in command.argv[0] else f"not found on PATH {os.fsdecode(command.path)!r}"
+        return CommandNotFound("exec", number, program, advice)
+    if number == errno.ENOTDIR:
+        return CommandNotFound("exec", number, program, "a component of its path is no directory")
+    return CommandNotExecutable("exec", number, program, _why_not_executable(number, file))
+
+
+def _why_not_executable(number: int, file: bytes) -> str | None:
+    if number == errno.ENOENT:
+        return "the file is there: its interpreter (the #! line, or the loader of a binary) is not"
+    if number == errno.EACCES and os.path.isdir(file):
+        return "it is a directory"
+    if number == errno.EACCES:
+        return "it is not executable, or a directory on the way to it cannot be searched"
+    if number == errno.ENOEXEC:
+        return "it has no #! line and is no program of this machine; to run a shell script say: sh FILE"
+    if number == errno.E2BIG:
+        return "arguments and environment are too long for the kernel: see execve(2)"
+    return None

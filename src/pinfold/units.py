@@ -1,0 +1,156 @@
+"""Sizes, spans of time and signals: from what people write to numbers, and back.
+
+Sizes follow systemd and the kernel's memparse(): K M G T P E are powers of 1024. Spans follow systemd.time(7) and
+timeout(1). Where two conventions read the same text differently, it is refused and both readings are named.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+from datetime import timedelta
+from typing import Final
+
+from pinfold.errors import UsageError
+
+INFINITY: Final = math.inf
+_MAX_SECONDS: Final = 1e10  # 317 years; more is a slip of the pen
+
+_POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]?)(iB)?")
+_DECIMAL_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTPE])B")
+
+_SPAN_UNITS: Final = {
+    **dict.fromkeys(("us", "usec"), 1e-6),
+    **dict.fromkeys(("ms", "msec"), 1e-3),
+    **dict.fromkeys(("", "s", "sec", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+    **dict.fromkeys(("w", "week", "weeks"), 604800.0),
+}
+_SPAN_PART: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
+
+
+def size(value: object, what: str = "size") -> int:
+    """Bytes from an int or from text such as "64M" or "1.5GiB". Refuses "64MB", which has two readings."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 0:
+            raise UsageError(f"{what} {value}: must not be negative")
+        return value
+    if not isinstance(value, str):
+        raise UsageError(f"{what} {value!r}: must be bytes as an int, or text such as '64M'")
+    text = value.strip()
+    if match := _SIZE.fullmatch(text):
+        number, unit, binary = match.groups()
+        if unit or not binary:
+            # Exact for integers of any length; a float would round above 2**53.
+            scale = int(1024 ** _POWERS[unit])
+            result = int(number) * scale if number.isdigit() else int(float(number) * scale)
+            if result >= 2**63:
+                raise UsageError(f"{what} {value!r}: more than the kernel can count (2^63 - 1 bytes)")
+            return result
+    if match := _DECIMAL_SIZE.fullmatch(text):
+        number, unit = match.group(1), match.group(2).upper()
+        power = _POWERS[unit]
+        if number.isdigit():
+            readings = f"{int(number) * 1024**power} bytes ({number}{unit}) or {int(number) * 1000**power} bytes"
+        else:
+            readings = f"a power of 1024 ({number}{unit}) or of 1000 (say it in bytes)"
+        raise UsageError(f"{what} {value!r} has two readings: {readings}; say which")
+    raise UsageError(f"{what} {value!r}: expected a number with K, M, G, T, P or E (powers of 1024), such as 64M")
+
+
+def span(value: object, what: str = "time") -> float:
+    """Seconds from a number, a timedelta, or text such as "90", "500ms", "1min 30s". "infinity" is math.inf."""
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = value if abs(value) <= _MAX_SECONDS else math.copysign(INFINITY, value) if value in (
+            INFINITY, -INFINITY) else _too_long(value, what)
+    elif isinstance(value, str):
+        seconds = _span_of_text(value, what)
+    else:
+        raise UsageError(f"{what} {value!r}: must be seconds, a timedelta, or text such as '1min 30s'")
+    if math.isnan(seconds):
+        raise UsageError(f"{what} {value!r}: not a number")
+    if seconds < 0:
+        raise UsageError(f"{what} {value!r}: must not be negative")
+    if _MAX_SECONDS < seconds < INFINITY:
+        _too_long(value, what)
+    return float(seconds)
+
+
+def _too_long(value: object, what: str) -> float:
+    raise UsageError(f"{what} {value}: longer than 300 years; say 'infinity' for no limit")
+
+
+def _span_of_text(value: str, what: str) -> float:
+    text = value.strip()
+    if text in ("infinity", "inf"):
+        return INFINITY
+    total, at = 0.0, 0
+    while at < len(text):
+        match = _SPAN_PART.match(text, at)
+        if not match:
+            break
+        number, unit = match.groups()
+        if unit == "M":
+            raise UsageError(f"{what} {value!r} has two readings: {number} minutes ({number}m) or {number} months; "
+                             f"say which")
+        if unit not in _SPAN_UNITS:
+            raise UsageError(f"{what} {value!r}: unknown unit {unit!r}; known are us ms s m (min) h d w")
+        total += float(number) * _SPAN_UNITS[unit]
+        at = match.end()
+    if at < len(text) or not text:
+        raise UsageError(f"{what} {value!r}: expected seconds or a span such as '5', '500ms', '1min 30s'")
+    return total
+
+
+def signal_number(value: object, what: str = "signal") -> int:
+    """A signal's number from its number or name, with or without SIG: 15, "15", "TERM", "SIGTERM", "RTMIN+1"."""
+    text = str(value).strip().upper()
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = int(value)
+    elif text.isdigit():
+        number = int(text)
+    elif match := re.fullmatch(r"(?:SIG)?RTMIN\+(\d+)", text):
+        number = signal.SIGRTMIN + int(match.group(1))
+    else:
+        name = text if text.startswith("SIG") else "SIG" + text
+        if name not in signal.Signals.__members__:
+            raise UsageError(f"{what} {value!r}: no such signal")
+        number = signal.Signals[name].value
+    if not 1 <= number <= signal.SIGRTMAX:
+        raise UsageError(f"{what} {value!r}: signals are 1 to {int(signal.SIGRTMAX)}")
+    return number
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM for 15; SIGRTMIN+3 for those without a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+
+
+def readable_size(n: int) -> str:
+    """17 B, 4.0 KiB, 1.5 GiB."""
+    value, units = float(n), ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+    for unit in units:
+        if value < 1024 or unit == units[-1]:
+            return f"{n} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")
+
+
+def readable_span(seconds: float) -> str:
+    """0.4 ms, 1.25 s, 2 min 5 s."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

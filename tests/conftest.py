@@ -1,0 +1,134 @@
+"""What every test stands on: a cgroup of our own to run in, and the check that a test leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pinfold.cgroup import tree
+from pinfold.errors import NoCgroup2, NotDelegated
+
+DEADLINE = 5.0  # seconds for anything that must settle by itself
+
+
+def _place() -> tree.Place | None:
+    try:
+        return tree.delegated_place()
+    except (NoCgroup2, NotDelegated):
+        return None
+
+
+@pytest.fixture(scope="session")
+def session_cgroup():
+    """A cgroup that holds the test process and everything it makes; its directory, or None without cgroup2."""
+    place = _place()
+    if place is None:
+        yield None
+        return
+    home = Path(place.directory)
+    own = home / f"pinfold-tests-{os.getpid()}"
+    own.mkdir()
+    before = tree.own_place().directory
+    (own / "cgroup.procs").write_text("0")
+    yield own
+    (Path(before) / "cgroup.procs").write_text("0")
+    end = time.monotonic() + DEADLINE
+    while True:
+        try:
+            own.rmdir()
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+
+
+@pytest.fixture
+def cgroup2(session_cgroup):
+    """The directory that runs' cgroups appear below; skips where there is no writable cgroup2."""
+    if session_cgroup is None:
+        pytest.skip("needs a writable cgroup v2")
+    return session_cgroup
+
+
+def cgroups_below(directory: Path | None) -> set[str]:
+    """Every cgroup below a directory."""
+    if directory is None:
+        return set()
+    return {root for root, _dirs, _files in os.walk(directory) if root != str(directory)}
+
+
+def processes_below(directory: Path) -> set[int]:
+    """Every process in a cgroup below a directory, not in the directory itself."""
+    found: set[int] = set()
+    for cgroup in cgroups_below(directory):
+        with contextlib.suppress(OSError):
+            found |= {int(pid) for pid in Path(cgroup, "cgroup.procs").read_text().split()}
+    return found
+
+
+def open_fds() -> dict[int, str]:
+    """What is open in this process, by number."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+    return {fd: target for fd, target in found.items() if not target.startswith("/proc/")}
+
+
+def _snapshot(directory: Path | None):
+    return (
+        open_fds(),
+        {p.pid for p in psutil.Process().children(recursive=True)},
+        {t.name for t in threading.enumerate()},
+        cgroups_below(directory),
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(session_cgroup):
+    """After each test: no new fd, child, thread or cgroup. The default fold, if the test opened it, is closed first."""
+    from pinfold.run import fold
+
+    before = _snapshot(session_cgroup)
+    yield
+    if fold._default is not None:
+        fold._default.close()
+        fold._default = None
+    end = time.monotonic() + DEADLINE
+    while True:
+        after = _snapshot(session_cgroup)
+        leaks = {
+            what: sorted(new - old)
+            for what, old, new in (
+                ("fds", set(before[0].items()), set(after[0].items())),
+                ("children", before[1], after[1]),
+                ("threads", before[2], after[2]),
+                ("cgroups", before[3], after[3]),
+            )
+            if new - old
+        }
+        if not leaks:
+            return
+        if time.monotonic() > end:
+            pytest.fail(f"left behind: {leaks}")
+
+
+@pytest.fixture
+def wait_until():
+    """Wait for a condition with a deadline: `wait_until(lambda: …, "what should come")`."""
+
+    def wait(condition, what: str, deadline: float = DEADLINE):
+        end = time.monotonic() + deadline
+        while not (value := condition()):
+            if time.monotonic() > end:
+                pytest.fail(f"never came within {deadline} s: {what}")
+            os.sched_yield()
+        return value
+
+    return wait
