@@ -7,6 +7,7 @@ import io
 import os
 import select
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -31,7 +32,7 @@ class Run:
         self.args = request.args
         self._request, self._supervision, self._registry = request, supervision, registry
         self._result: Result | None = None
-        self._ended = threading.Event()
+        self.ended = threading.Event()  # set when nothing of the run is left
         self._asking = threading.Lock()  # guards _wake, which ends with the run
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         # Readable for ever once it has ended: wakes readers whose pipe is held open outside the cgroup.
@@ -76,11 +77,12 @@ class Run:
             self._registry.discard(self)
             os.eventfd_write(self._over, 1)
             with self._asking:
-                self._ended.set()
+                self.ended.set()
 
-    def _ask(self, wanted: Event | int) -> None:
+    def _ask(self, wanted: Callable[[], None]) -> None:
+        """Have the run's own thread do something; nothing if it has ended."""
         with self._asking:
-            if not self._ended.is_set():
+            if not self.ended.is_set():
                 self._supervision.wanted.append(wanted)
                 os.eventfd_write(self._wake, 1)
 
@@ -99,7 +101,7 @@ class Run:
         With PIPE, somebody has to read meanwhile, or the command waits for its reader (until its own timeout).
         """
         patience = None if timeout is None else units.span(timeout, "timeout")
-        if not self._ended.wait(None if patience is None or patience == units.INFINITY else patience):
+        if not self.ended.wait(None if patience is None or patience == units.INFINITY else patience):
             raise TimeoutError(f"{self!r} is still running after {patience} s")
         if self._result is None:
             raise errors.Error(f"{self!r}: its supervision failed; see the traceback of its thread")
@@ -116,7 +118,7 @@ class Run:
             if self.stdin is not None:
                 self._feed(input, poller)
             poller.add(self._over, select.EPOLLIN, lambda: None)
-            while not self._ended.is_set() and not all(c is None or c.done for c in captures):
+            while not self.ended.is_set() and not all(c is None or c.done for c in captures):
                 poller.wait(_LONGEST_WAIT)
             for capture in captures:
                 if capture is not None:
@@ -151,15 +153,35 @@ class Run:
 
     def send_signal(self, number: int | str) -> None:
         """Send a signal to the main process, if it is still there."""
-        self._ask(units.signal_number(number))
+        number = units.signal_number(number)
+        self._ask(lambda: self._supervision.signal_main(number))
 
     def terminate(self) -> None:
         """Stop it: the signal to every process, the grace, the kill. The outcome is `canceled`."""
-        self._ask(Event.CANCELED)
+        self._ask(lambda: self._supervision.take(Event.CANCELED))
 
     def kill(self) -> None:
         """Kill every process of it now. The outcome is `canceled`."""
-        self._ask(Event.ABORTED)
+        self._ask(lambda: self._supervision.take(Event.ABORTED))
+
+    def pause(self) -> None:
+        """Freeze the whole tree (`cgroup.freeze`) until `resume`; the clocks of its limits go on."""
+        self._freeze(True)
+
+    def resume(self) -> None:
+        """Let the tree go on."""
+        self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> None:
+        done = threading.Event()
+
+        def freeze() -> None:
+            self._supervision.scope.cgroup.freeze(frozen)
+            done.set()
+
+        self._ask(freeze)
+        while not done.wait(0.1) and not self.ended.is_set():
+            pass
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +195,7 @@ class Run:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
-        self._ended.wait()
+        self.ended.wait()
         self._close_fds()
 
     def _close_fds(self) -> None:

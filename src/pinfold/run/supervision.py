@@ -71,7 +71,7 @@ class Supervision:
         self._look_pause = _LOOK_FIRST
         self._killed_at = 0.0
         self._bytes_at_kill = 0
-        self.wanted: deque[Event | int] = deque()  # from other threads: CANCELED, ABORTED, a signal for the main process
+        self.wanted: deque[Callable[[], None]] = deque()  # what other threads want done in this one
         self._end_time = 0.0
         self.io: Stdio = plan.open()
         try:
@@ -87,7 +87,7 @@ class Supervision:
         """Start the command. A refusal is no exception here: it is in `error` when the run has ended."""
         self.started_at, self._start_time = time.time(), time.monotonic()
         try:
-            self._take(Event.START)
+            self.take(Event.START)
         except BaseException:
             self.abort()
             raise
@@ -114,7 +114,7 @@ class Supervision:
             self._poller.wait(0)  # an exit that is there already wins over the limit it came close to
             self._fire()
         if self.life.state is State.DRAINING and self._drained():
-            self._take(Event.DRAINED)
+            self.take(Event.DRAINED)
 
     def accept_requests(self, wake: int) -> None:
         """Take from `wanted` whenever `wake`, an fd of the caller's, is readable; it is only read while not ended."""
@@ -123,17 +123,13 @@ class Supervision:
     def _take_wanted(self, wake: int) -> None:
         os.read(wake, 8)
         while self.wanted:
-            wanted = self.wanted.popleft()
-            if isinstance(wanted, Event):
-                self._take(wanted)
-            else:
-                self._signal_main(wanted)
+            self.wanted.popleft()()
 
     def abort(self) -> None:
         """Kill and clean up; for when an exception passes through. A second Ctrl-C does not interrupt it."""
         end = time.monotonic() + KILL_BOUND + DRAIN_BOUND + REMOVE_BOUND
         with contextlib.suppress(KeyboardInterrupt):
-            self._take(Event.ABORTED)
+            self.take(Event.ABORTED)
         while not self.ended and time.monotonic() < end:
             with contextlib.suppress(KeyboardInterrupt):
                 self.turn()
@@ -151,7 +147,7 @@ class Supervision:
                     self._timers[event] = again
                 else:
                     del self._timers[event]
-                    self._take(event)
+                    self.take(event)
 
     def _again(self, event: Event, now: float) -> float:
         """When a timer that has gone off is really due; not later than now: it is."""
@@ -165,7 +161,8 @@ class Supervision:
             return now + DRAIN_BOUND if now < patience else now
         return now
 
-    def _take(self, event: Event) -> None:
+    def take(self, event: Event) -> None:
+        """Tell the lifecycle, and do what it says."""
         for action in self.life.on(event):
             _DO[action](self)
 
@@ -179,7 +176,7 @@ class Supervision:
             self.error = error
             io.close_for_child()
             self._begin_streams()
-            self._take(Event.SPAWN_FAILED)
+            self.take(Event.SPAWN_FAILED)
             return
         self.pid, self.pidfd = started.pid, started.pidfd
         self.scope.placement.entry = "clone3" if started.born_inside else "cgroup.procs"
@@ -187,7 +184,7 @@ class Supervision:
         self._begin_streams()
         self._poller.add(self.pidfd, select.EPOLLIN, self._exited)
         self._arm()
-        self._take(Event.SPAWNED)
+        self.take(Event.SPAWNED)
         self._backend.prepare()  # the command is running: what is done now costs nobody time
         self.scope.cgroup.open_accounts()
 
@@ -213,7 +210,7 @@ class Supervision:
     def _on_bytes(self) -> None:
         self._last_output = time.monotonic()
         if self._policy.output_exceeded == "kill" and any(o is not None and o.exceeded for o in self.io.outputs):
-            self._take(Event.OUTPUT_EXCEEDED)
+            self.take(Event.OUTPUT_EXCEEDED)
 
     def _exited(self) -> None:
         try:
@@ -223,14 +220,14 @@ class Supervision:
         self._poller.drop(self.pidfd)
         os.close(self.pidfd)
         self.pidfd = -1
-        self._take(Event.EXITED)
+        self.take(Event.EXITED)
         if self.life.state not in (State.DRAINING, State.ENDED):
             self._look()
 
     def _look(self) -> None:
         """Ask the kernel; EMPTY is an event only once it has said `populated 0` and the main process is reaped."""
         if self.pidfd < 0 and not self.scope.cgroup.populated():
-            self._take(Event.EMPTY)
+            self.take(Event.EMPTY)
 
     def _watch_empty(self) -> None:
         self._poller.add(self.scope.cgroup.events, select.EPOLLPRI, self._look)
@@ -238,7 +235,7 @@ class Supervision:
     def _terminate(self) -> None:
         self._timers[Event.GRACE_OVER] = time.monotonic() + self._bounds.grace
         strays.signal_all(self.scope.cgroup, self._bounds.signal)
-        self._signal_main(self._bounds.signal)
+        self.signal_main(self._bounds.signal)
         # A stopped process would keep the signal pending until the kill; as systemd does.
         strays.signal_all(self.scope.cgroup, signal.SIGCONT, rounds=1)
 
@@ -246,7 +243,7 @@ class Supervision:
         cgroup = self.scope.cgroup
         self._timers.clear()
         if self.pidfd < 0 and not cgroup.populated():
-            self._take(Event.EMPTY)
+            self.take(Event.EMPTY)
             return
         self._bytes_at_kill = self._byte_count()
         strays.freeze(cgroup)
@@ -257,12 +254,13 @@ class Supervision:
         self._killed_at = time.monotonic()
         self.receipt.kill_rounds = 1
         cgroup.kill()
-        self._signal_main(signal.SIGKILL)  # it may have left the cgroup
+        self.signal_main(signal.SIGKILL)  # it may have left the cgroup
         self._timers[Event.STILL_POPULATED] = self._killed_at + KILL_ROUND
         self._timers[Event.GAVE_UP] = self._killed_at + KILL_BOUND
         self._look_at = self._killed_at + _LOOK_FIRST
 
-    def _signal_main(self, number: int) -> None:
+    def signal_main(self, number: int) -> None:
+        """Send a signal to the main process, if it is still there."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, number)
@@ -296,7 +294,7 @@ class Supervision:
             if output is not None:
                 output.ready_until_blocked()
         if self._drained():
-            self._take(Event.DRAINED)
+            self.take(Event.DRAINED)
         else:
             self._timers[Event.DRAIN_OVER] = now + DRAIN_BOUND
 

@@ -1,0 +1,73 @@
+"""The command `pinfold`: its subcommands, and errors as one line with an exit status."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from pinfold import errors
+
+# A subcommand's module is imported when it is called: `pinfold run` should not wait for doctor's imports.
+_COMMANDS: Final = {
+    "run": "Run a command in a cgroup of its own, and leave nothing of it.",
+    "doctor": "Say what this host offers, what is missing, and how to mend it.",
+    "version": "Say which version this is.",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"pinfold.cli.{name}"), name)
+        return command
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Run commands of which nothing strays: each in a cgroup v2 of its own, killed and proven empty at its end."""
+
+
+def complain(message: str) -> None:
+    """One line of ours on stderr; stdout belongs to the command."""
+    click.echo(f"pinfold: {message}", err=True)
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """The entry point. Exits with the status that DESIGN and README document; 125 is pinfold's own failure."""
+    arguments = sys.argv[1:] if argv is None else argv
+    failed = 125 if arguments[:1] == ["run"] else 2
+    try:
+        sys.exit(cli.main(arguments, prog_name="pinfold", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(failed)
+    except click.ClickException as error:
+        complain(_one_line(error))
+        sys.exit(failed)
+    except errors.Error as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except OSError as error:
+        complain(str(error))
+        sys.exit(failed)
+
+
+def _one_line(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    return f"{message} (see '{context.command_path} --help')" if context else message

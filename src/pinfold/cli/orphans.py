@@ -1,0 +1,66 @@
+"""A second net, for the command line only: whatever leaves the cgroup does not leave the family.
+
+Root can write itself into another cgroup. But a process cannot choose its ancestors: as child subreaper
+(PR_SET_CHILD_SUBREAPER, prctl(2), Linux 3.4) we become the parent of everything that is orphaned below us, so what
+escaped is found by its descent. A library could not tell its host's children from ours; this process has only ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from typing import Final
+
+from pinfold.result import Stray
+from pinfold.run import strays
+
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_SWEEP_BOUND: Final = 2.0
+_PEEK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+
+class Orphans:
+    """The descendants of this process that are no longer in their cgroup."""
+
+    def __init__(self) -> None:
+        """Adopt from now on; not if this process came with children (`sh -c 'job & exec pinfold …'`): not ours."""
+        self.adopting = not _have_children() and ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+    def reap(self, main: int) -> None:
+        """Collect those that have ended, but never the main process, whose status its run collects."""
+        with contextlib.suppress(ChildProcessError):
+            while self.adopting and (info := os.waitid(os.P_ALL, 0, _PEEK)) and info.si_pid != main:
+                os.waitpid(info.si_pid, 0)
+
+    def sweep(self) -> list[Stray]:
+        """After the run: kill what is left of the family, until nothing is; returns whom it met alive."""
+        found: list[Stray] = []
+        end = time.monotonic() + _SWEEP_BOUND
+        while self.adopting and _have_children() and time.monotonic() < end:
+            living = _living_descendants()
+            found += strays.describe([pid for pid in living if pid not in {stray.pid for stray in found}])
+            for pid in living:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+        return found
+
+
+def _have_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, _PEEK)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _living_descendants() -> list[int]:
+    import psutil
+
+    # psutil checks creation times, so a pid that was recycled between the listing and here is not in it.
+    return [p.pid for p in psutil.Process().children(recursive=True) if p.is_running() and p.status() != "zombie"]

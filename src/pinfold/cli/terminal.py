@@ -1,0 +1,124 @@
+"""Signals and the terminal, for the time of one run.
+
+On a terminal the command shares our session and process group, as under env(1) or nice(1): so it is in the foreground
+group when we are, Ctrl-C and Ctrl-Z reach it from the kernel, and full-screen programs work. Elsewhere it has a session
+of its own, and what is sent to us is passed on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from pinfold.run.run import Run
+
+_FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP")
+_SI_KERNEL: Final = 0x80  # sigaction(2): sent by the kernel, here by the terminal
+_ONE_REQUEST: Final = 0.1  # timeout(1) signals its child and then its group: the same request twice
+
+
+def on_terminal() -> bool:
+    """Whether the command should share our session: stdin is a terminal, and it is our controlling one."""
+    try:
+        return os.isatty(0) and os.tcgetsid(0) == os.getsid(0)
+    except (OSError, AttributeError, termios.error):
+        return False
+
+
+@contextlib.contextmanager
+def as_found() -> Iterator[None]:
+    """Leave the caller's descriptors and terminal as they were: a command may change flags and modes they share."""
+    flags = {}
+    for fd in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            flags[fd] = os.get_blocking(fd)
+    modes = group = None
+    if on_terminal():
+        with contextlib.suppress(OSError, termios.error):
+            modes, group = termios.tcgetattr(0), os.tcgetpgrp(0)
+    try:
+        yield
+    finally:
+        for fd, blocking in flags.items():
+            with contextlib.suppress(OSError):
+                if os.get_blocking(fd) != blocking:
+                    os.set_blocking(fd, blocking)
+        if modes is not None and group == os.getpgrp():
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+            with contextlib.suppress(OSError, termios.error):
+                if os.tcgetpgrp(0) != group:
+                    os.tcsetpgrp(0, group)
+                if termios.tcgetattr(0) != modes:
+                    termios.tcsetattr(0, termios.TCSADRAIN, modes)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Signals:
+    """Takes our signals synchronously while a run goes on. The second INT or TERM kills at once."""
+
+    def __init__(self, *, shared_group: bool) -> None:
+        """Hold them back from now on, so that none is lost while the command is being started."""
+        self._shared_group = shared_group
+        wanted = [getattr(signal, name) for name in _FORWARDED]
+        if shared_group:
+            wanted.remove(signal.SIGTSTP)  # the group stops as a whole, we with it
+        # What was ignored when we came (nohup, background jobs of scripts) stays ignored.
+        self._held = {n for n in wanted if signal.getsignal(n) is not signal.SIG_IGN} | {signal.SIGCHLD}
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._held)
+        self._last: tuple[int, int, float] = (0, 0, 0.0)
+        self.ended_by: int | None = None
+        self._stops = 0
+
+    def attend(self, run: Run, on_child: Callable[[], None]) -> None:
+        """Pass signals on until the run has ended; `on_child` whenever a child of ours may have."""
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def announce() -> None:
+            run.ended.wait()
+            signal.pthread_kill(main, signal.SIGCHLD)
+
+        threading.Thread(target=announce, daemon=True).start()
+        while not run.ended.is_set():
+            info = signal.sigwaitinfo(self._held)
+            if info.si_signo == signal.SIGCHLD:
+                on_child()
+            elif info.si_signo == signal.SIGTSTP:
+                self._stop(run)
+            elif not (self._shared_group and info.si_code == _SI_KERNEL) and self._is_new(info):
+                self._pass_on(run, info.si_signo)
+
+    def _is_new(self, info: signal.struct_siginfo) -> bool:
+        number, sender, at = self._last
+        self._last = (info.si_signo, info.si_pid, time.monotonic())
+        return (number, sender) != self._last[:2] or self._last[2] - at > _ONE_REQUEST
+
+    def _pass_on(self, run: Run, number: int) -> None:
+        if number in (signal.SIGINT, signal.SIGTERM):
+            self._stops += 1
+            if self._stops > 1:
+                self.ended_by = number
+                run.kill()
+                return
+        run.send_signal(number)
+
+    @staticmethod
+    def _stop(run: Run) -> None:
+        """Ctrl-Z where the command is not in our group: stop its tree, then ourselves; and on, when we go on."""
+        run.pause()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        run.resume()
+
+
+def flush() -> None:
+    """Our own output must not be lost or doubled around the command's."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()

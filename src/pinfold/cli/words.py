@@ -1,0 +1,109 @@
+"""What we tell a person about a run: one line where it was not a plain exit, more with -v."""
+
+from __future__ import annotations
+
+from pinfold.errors import SpawnError
+from pinfold.result import Result, Stray
+from pinfold.units import readable_size, readable_span, signal_name
+
+_NAMED_IN_THE_LINE = 8
+
+
+def the_line(result: Result) -> str | None:
+    """What ended it, after how long, what was killed; None for a plain exit that left nothing behind."""
+    what, receipt = _ending(result), result.receipt
+    parts = []
+    if receipt.strays:
+        parts.append(f"killed {_count(receipt.strays, 'stray')}: {_names(receipt.stray_processes, receipt.strays)}")
+    if receipt.escaped_processes:
+        gone = receipt.escaped_processes
+        parts.append(f"killed {_count(len(gone), 'process', 'es')} outside the cgroup: {_names(gone, len(gone))}")
+    if receipt.pipe_held:
+        parts.append("a process outside the cgroup still holds its output")
+    if receipt.stuck_pids:
+        parts.append(f"could not be killed: {', '.join(map(str, receipt.stuck_pids))}")
+    if not receipt.removed:
+        parts.append(f"its cgroup {result.placement.cgroup} could not be removed")
+    if what is None and not parts:
+        return None
+    what = what or f"exited with status {result.returncode}"
+    return "; ".join([f"{what} after {readable_span(result.duration)}", *parts])
+
+
+def _ending(result: Result) -> str | None:
+    hit = f" ({readable_span(result.limit_hit)})" if result.limit_hit is not None else ""
+    name = signal_name(-result.returncode) if result.returncode is not None and result.returncode < 0 else ""
+    match result.outcome:
+        case "exited":
+            return None
+        case "signaled":
+            return f"killed by {name}"
+        case "timed_out":
+            return f"timed out{hit}"
+        case "idle_timed_out":
+            return f"wrote nothing for too long{hit}"
+        case "cpu_timed_out":
+            return f"used its CPU time{hit}"
+        case "output_exceeded":
+            return "wrote more than its output limit"
+        case "canceled":
+            return "canceled"
+        case _:
+            return f"ended as {result.outcome}" + (f": {result.error['message']}" if result.error else "")
+
+
+def _count(n: int, word: str, plural: str = "s") -> str:
+    return f"{n} {word}{plural if n != 1 else ''}"
+
+
+def _names(processes: list[Stray], total: int) -> str:
+    named = [f"{safe(p.comm or '?')} ({p.pid})" for p in processes[:_NAMED_IN_THE_LINE]]
+    more = total - len(named)
+    return ", ".join(named) + (f" and {more} more" if more else "")
+
+
+def safe(text: str) -> str:
+    """Foreign text as one harmless piece: no control or escape characters reach the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def why_not_started(error: SpawnError) -> str:
+    """The line for a command that was not started."""
+    return safe(str(error))
+
+
+def details(result: Result) -> list[str]:
+    """The receipt and the usage, to read."""
+    receipt, usage = result.receipt, result.usage
+    lines = [
+        f"run {result.run_id} in {result.placement.cgroup} ({result.placement.backend}, {result.guarantee})",
+        f"receipt: {'emptied' if receipt.emptied else 'NOT EMPTIED'}, {'removed' if receipt.removed else 'NOT REMOVED'}, "
+        f"{_count(receipt.strays, 'stray')}, {_count(receipt.kill_rounds, 'kill round')}"
+        + (
+            f", empty {readable_span(receipt.kill_to_empty_usec / 1e6)} after the kill"
+            if receipt.kill_to_empty_usec is not None
+            else ""
+        ),
+    ]
+    lines += [
+        f"  {stray.pid} (parent {stray.ppid}, session {stray.sid}): {safe(' '.join(stray.argv or [stray.comm or '?']))}"
+        for stray in [*receipt.stray_processes, *receipt.escaped_processes]
+    ]
+    figures = {
+        "cpu": _span(usage.cpu_usage_usec),
+        "user": _span(usage.cpu_user_usec),
+        "system": _span(usage.cpu_system_usec),
+        "memory peak": None if usage.memory_peak is None else readable_size(usage.memory_peak),
+        "pids peak": None if usage.pids_peak is None else str(usage.pids_peak),
+    }
+    known = [f"{name} {value}" for name, value in figures.items() if value is not None]
+    unknown = [name for name, value in figures.items() if value is None]
+    lines.append(
+        f"usage: {', '.join(known) or 'nothing known'}"
+        + (f" (this host does not tell: {', '.join(unknown)})" if unknown else "")
+    )
+    return lines
+
+
+def _span(usec: int | None) -> str | None:
+    return None if usec is None else readable_span(usec / 1e6)
