@@ -1,9 +1,9 @@
-"""Run a command in a cgroup v2 of its own, and see to it that nothing of it strays.
+r"""Run a command in a cgroup v2 of its own, and see to it that nothing of it strays.
 
 >>> import pinfold
 >>> result = pinfold.run(["sh", "-c", "setsid sleep 60 & echo started"], capture_output=True, timeout=5)
 >>> result.stdout, result.outcome, result.receipt.strays
-(b'started\\n', 'exited', 1)
+(b'started\n', 'exited', 1)
 """
 
 from pinfold.errors import (

@@ -1,6 +1,6 @@
 """What can go wrong, each with its facts.
 
-    Error
+Error
     ├── UsageError (ValueError)       the caller's values are wrong or contradict each other
     ├── Unsupported                   this host cannot do what was asked: feature, found, fix
     │   ├── NoCgroup2                 no usable cgroup v2 mount

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 from pinfold import units
 from pinfold.errors import Unsupported, UsageError
@@ -57,10 +57,10 @@ def _count(value: object, what: str) -> int:
     return number
 
 
-def _cpus(value: str) -> float:
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", value.strip()):
+def _cpus(value: object, what: str) -> float:
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", str(value).strip()):
         return float(match.group(1)) / 100
-    raise UsageError(f"CPUQuota {value!r}: expected a percentage of one CPU, such as 150%")
+    raise UsageError(f"{what} {value!r}: expected a percentage of one CPU, such as 150%")
 
 
 # systemd's names (systemd.resource-control(5)) for `-p NAME=VALUE`.
@@ -69,14 +69,14 @@ _PROPERTIES: Final = {
     "MemoryHigh": ("memory_high", units.size),
     "MemorySwapMax": ("memory_swap_max", units.size),
     "TasksMax": ("pids_max", _count),
-    "CPUQuota": ("cpu_max", lambda value, _what: _cpus(value)),
+    "CPUQuota": ("cpu_max", _cpus),
     "CPUWeight": ("cpu_weight", _count),
 }
 
 
-def from_properties(properties: list[str]) -> dict[str, int | float]:
+def from_properties(properties: list[str]) -> dict[str, Any]:
     """Limits from `NAME=VALUE` texts in systemd's spelling. The last of a name wins, as in unit files."""
-    out: dict[str, int | float] = {}
+    out: dict[str, Any] = {}
     for text in properties:
         name, equals, value = text.partition("=")
         if not equals:

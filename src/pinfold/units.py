@@ -67,8 +67,8 @@ def span(value: object, what: str = "time") -> float:
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = value if abs(value) <= _MAX_SECONDS else math.copysign(INFINITY, value) if value in (
-            INFINITY, -INFINITY) else _too_long(value, what)
+        # An int can be larger than any float; it is refused below all the same.
+        seconds = math.copysign(2 * _MAX_SECONDS, value) if _MAX_SECONDS < abs(value) < INFINITY else float(value)
     elif isinstance(value, str):
         seconds = _span_of_text(value, what)
     else:
@@ -78,12 +78,8 @@ def span(value: object, what: str = "time") -> float:
     if seconds < 0:
         raise UsageError(f"{what} {value!r}: must not be negative")
     if _MAX_SECONDS < seconds < INFINITY:
-        _too_long(value, what)
-    return float(seconds)
-
-
-def _too_long(value: object, what: str) -> float:
-    raise UsageError(f"{what} {value}: longer than 300 years; say 'infinity' for no limit")
+        raise UsageError(f"{what} {value}: longer than 300 years; say 'infinity' for no limit")
+    return seconds
 
 
 def _span_of_text(value: str, what: str) -> float:
@@ -97,8 +93,9 @@ def _span_of_text(value: str, what: str) -> float:
             break
         number, unit = match.groups()
         if unit == "M":
-            raise UsageError(f"{what} {value!r} has two readings: {number} minutes ({number}m) or {number} months; "
-                             f"say which")
+            raise UsageError(
+                f"{what} {value!r} has two readings: {number} minutes ({number}m) or {number} months; say which"
+            )
         if unit not in _SPAN_UNITS:
             raise UsageError(f"{what} {value!r}: unknown unit {unit!r}; known are us ms s m (min) h d w")
         total += float(number) * _SPAN_UNITS[unit]

@@ -21,6 +21,9 @@ class Scope:
 class Backend(Protocol):
     """Maker of Scopes. The run that got a Scope removes its cgroup; the backend removes what is above it."""
 
+    path: str
+    signed: bool  # the base cgroup carries our owner record
+
     def scope(self) -> Scope:
         """The cgroup of one run, never used before."""
         ...

@@ -1,8 +1,8 @@
 """The cgroupfs backend: we make the cgroups ourselves, below the one we are in.
 
-    our own cgroup (or the nearest above it that is delegated to us)
-    └── pinfold-<random>        the base of one fold, with its owner record
-        └── run-<random>        one run, or the spare: made ahead, never used before, used once
+our own cgroup (or the nearest above it that is delegated to us)
+└── pinfold-<random>        the base of one fold, with its owner record
+└── run-<random>        one run, or the spare: made ahead, never used before, used once
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ _TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
 @click.option("--user", metavar="USER", help="Run it as this user, with its groups (root only).")
 @click.option("--strays", type=click.Choice(["kill", "wait"]), default="kill", help="What its descendants get.")
 @click.option("--output-limit", metavar="SIZE", help="End it when it has written more than this to a stream.")
-@click.option("--backend", type=click.Choice(["auto", "cgroupfs", "systemd"]), default="auto", help="Who makes cgroups.")
+@click.option(
+    "--backend", type=click.Choice(["auto", "cgroupfs", "systemd"]), default="auto", help="Who makes cgroups."
+)
 @click.option("--profile", type=click.Choice(["plain", "hardened"]), default="plain", help="How it is confined.")
 @click.option("--result", "result_file", metavar="FILE", help="Write the Result there, as JSON.")
 @click.option("--result-fd", type=int, metavar="N", help="Write the Result to this open descriptor.")
@@ -102,7 +104,7 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "cwd": options["chdir"],
         "user": options["user"],
         "strays": options["strays"],
-        "output_limit": None if options["output_limit"] is None else units.size(options["output_limit"], "--output-limit"),
+        "output_limit": _size(options["output_limit"], "--output-limit"),
         "policy": {"profile": options["profile"], "output_exceeded": "kill"},
     }
 
@@ -112,8 +114,14 @@ def _span(text: str | None, option: str) -> float | None:
         return None
     seconds = units.span(text, option)
     if seconds == 0:
-        raise UsageError(f"{option} {text}: timeout(1) reads 0 as no limit, others as at once; leave it out, or say how long")
+        raise UsageError(
+            f"{option} {text}: timeout(1) reads 0 as no limit, others as at once; leave it out or say how long"
+        )
     return seconds
+
+
+def _size(text: str | None, option: str) -> int | None:
+    return None if text is None else units.size(text, option)
 
 
 def _environment(settings: tuple[str, ...], *, clear: bool) -> dict[str, str] | None:

@@ -27,9 +27,10 @@ _ONE_REQUEST: Final = 0.1  # timeout(1) signals its child and then its group: th
 def on_terminal() -> bool:
     """Whether the command should share our session: stdin is a terminal, and it is our controlling one."""
     try:
-        return os.isatty(0) and os.tcgetsid(0) == os.getsid(0)
-    except (OSError, AttributeError, termios.error):
+        os.tcgetpgrp(0)  # ENOTTY for any terminal but our controlling one
+    except OSError:
         return False
+    return True
 
 
 @contextlib.contextmanager

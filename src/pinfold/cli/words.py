@@ -75,15 +75,17 @@ def why_not_started(error: SpawnError) -> str:
 def details(result: Result) -> list[str]:
     """The receipt and the usage, to read."""
     receipt, usage = result.receipt, result.usage
+    kill = receipt.kill_to_empty_usec
+    cleaned = [
+        "emptied" if receipt.emptied else "NOT EMPTIED",
+        "removed" if receipt.removed else "NOT REMOVED",
+        _count(receipt.strays, "stray"),
+        _count(receipt.kill_rounds, "kill round"),
+        *([] if kill is None else [f"empty {readable_span(kill / 1e6)} after the kill"]),
+    ]
     lines = [
         f"run {result.run_id} in {result.placement.cgroup} ({result.placement.backend}, {result.guarantee})",
-        f"receipt: {'emptied' if receipt.emptied else 'NOT EMPTIED'}, {'removed' if receipt.removed else 'NOT REMOVED'}, "
-        f"{_count(receipt.strays, 'stray')}, {_count(receipt.kill_rounds, 'kill round')}"
-        + (
-            f", empty {readable_span(receipt.kill_to_empty_usec / 1e6)} after the kill"
-            if receipt.kill_to_empty_usec is not None
-            else ""
-        ),
+        f"receipt: {', '.join(cleaned)}",
     ]
     lines += [
         f"  {stray.pid} (parent {stray.ppid}, session {stray.sid}): {safe(' '.join(stray.argv or [stray.comm or '?']))}"

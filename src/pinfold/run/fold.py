@@ -13,6 +13,7 @@ from pinfold.backend import Backend
 from pinfold.backend.cgroupfs import CgroupfsBackend
 from pinfold.errors import Error, Unsupported, UsageError
 from pinfold.result import Result
+from pinfold.run.report import report
 from pinfold.run.request import Argument, Options, Request
 from pinfold.run.run import Run
 from pinfold.run.supervision import Supervision
@@ -42,10 +43,7 @@ class Fold:
         supervision = self._supervise(request)
         supervision.start()
         supervision.drive()
-        result = supervision.result(request.args, request.decode)
-        if supervision.error is not None:
-            supervision.error.result = result
-            raise supervision.error
+        result = report(supervision, request.args, request.decode)
         if check:
             result.check_returncode()
         return result
@@ -63,6 +61,16 @@ class Fold:
         return Supervision(
             self._backend, request.command, request.policy, request.bounds, request.stdio, wait=request.wait
         )
+
+    @property
+    def path(self) -> str | None:
+        """The base cgroup, as /proc/PID/cgroup writes it; None once closed."""
+        return None if self._backend is None else self._backend.path
+
+    @property
+    def signed(self) -> bool:
+        """Whether the base cgroup carries our owner record (an extended attribute)."""
+        return self._backend is not None and self._backend.signed
 
     def close(self) -> None:
         """Kill what is still running, wait for it, and remove the base cgroup."""

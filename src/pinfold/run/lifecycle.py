@@ -148,7 +148,7 @@ class Lifecycle:
         A limit and the exit can fall on the same moment. The exit wins if its status was there before the kill: with
         no signal sent first, whoever did not die of SIGKILL had ended by itself.
         """
-        by_itself = "lost" if returncode is None else "exited" if returncode >= 0 else "signaled"
+        by_itself: Outcome = "lost" if returncode is None else "exited" if returncode >= 0 else "signaled"
         if self.cause is None:
             return by_itself
         undisputed = self.exited_first or self.signaled_first or self.cause is Event.OUTPUT_EXCEEDED

@@ -15,6 +15,7 @@ from pinfold import errors, units
 from pinfold.result import Result
 from pinfold.run.lifecycle import Event
 from pinfold.run.pipes import Capture, Feed, Poller
+from pinfold.run.report import report
 from pinfold.run.request import Request, Span
 from pinfold.run.supervision import Supervision
 
@@ -45,8 +46,7 @@ class Run:
             supervision.start()
             if supervision.error is not None:
                 supervision.drive()
-                supervision.error.result = supervision.result(self.args, request.decode)
-                raise supervision.error
+                report(supervision, self.args, request.decode)  # raises it
         except BaseException:
             supervision.io.close()
             self._close_fds()
@@ -72,7 +72,7 @@ class Run:
     def _drive(self) -> None:
         try:
             self._supervision.drive()
-            self._result = self._supervision.result(self.args, self._request.decode)
+            self._result = report(self._supervision, self.args, self._request.decode)
         finally:
             self._registry.discard(self)
             os.eventfd_write(self._over, 1)

@@ -13,13 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from pinfold.backend import Backend, Scope
 from pinfold.command import Command
 from pinfold.errors import SpawnError
 from pinfold.policy import Policy
-from pinfold.result import Receipt, Result, Stream, Usage
+from pinfold.result import Receipt, Usage
 from pinfold.run import strays
 from pinfold.run.lifecycle import Action, Event, Lifecycle, State
 from pinfold.run.pipes import Poller, Relay
@@ -57,7 +57,7 @@ class Supervision:
 
     def __init__(self, backend: Backend, command: Command, policy: Policy, bounds: Bounds, plan: StdioPlan, *,
                  wait: bool) -> None:  # fmt: skip
-        self._backend, self._command, self._policy, self._bounds = backend, command, policy, bounds
+        self._backend, self.command, self.policy, self.bounds = backend, command, policy, bounds
         self._wait = wait
         self.life = Lifecycle(grace=bounds.grace > 0, wait=wait)
         self.receipt = Receipt()
@@ -65,7 +65,7 @@ class Supervision:
         self.pidfd = -1
         self.returncode: int | None = None
         self.error: SpawnError | None = None
-        self._usage = Usage()
+        self.usage = Usage()
         self._timers: dict[Event, float] = {}
         self._look_at = INFINITY
         self._look_pause = _LOOK_FIRST
@@ -152,12 +152,12 @@ class Supervision:
     def _again(self, event: Event, now: float) -> float:
         """When a timer that has gone off is really due; not later than now: it is."""
         if event is Event.IDLE_TIMED_OUT:
-            return self._last_output + self._bounds.idle
+            return self._last_output + self.bounds.idle
         if event is Event.CPU_TIMED_OUT:
-            left = self._bounds.cpu - self.scope.cgroup.cpu_usec() / 1e6
+            left = self.bounds.cpu - self.scope.cgroup.cpu_usec() / 1e6
             return now + max(_CPU_LOOK, left / (os.cpu_count() or 1)) if left > 0 else now
         if event is Event.DRAIN_OVER and any(isinstance(o, Relay) and o.busy for o in self.io.outputs):
-            patience = max(self._start_time + self._bounds.timeout, self._end_time) + RECEIVER_BOUND
+            patience = max(self._start_time + self.bounds.timeout, self._end_time) + RECEIVER_BOUND
             return now + DRAIN_BOUND if now < patience else now
         return now
 
@@ -171,7 +171,7 @@ class Supervision:
     def _spawn(self) -> None:
         io, child = self.io, self.io.child
         try:
-            started = spawn(self._command, self._policy, self.scope.cgroup, (child[0], child[1], child[2]))
+            started = spawn(self.command, self.policy, self.scope.cgroup, (child[0], child[1], child[2]))
         except SpawnError as error:
             self.error = error
             io.close_for_child()
@@ -192,13 +192,13 @@ class Supervision:
         for end in (self.io.feed, *self.io.outputs):
             if end is not None:
                 end.watch(self._poller)
-        if self._bounds.idle < INFINITY or self._policy.output_exceeded == "kill":
+        if self.bounds.idle < INFINITY or self.policy.output_exceeded == "kill":
             for output in self.io.outputs:
                 if output is not None:
                     output.on_bytes = self._on_bytes
 
     def _arm(self) -> None:
-        bounds, start = self._bounds, self._start_time
+        bounds, start = self.bounds, self._start_time
         self._last_output = start
         if bounds.timeout < INFINITY:
             self._timers[Event.TIMED_OUT] = start + bounds.timeout
@@ -209,7 +209,7 @@ class Supervision:
 
     def _on_bytes(self) -> None:
         self._last_output = time.monotonic()
-        if self._policy.output_exceeded == "kill" and any(o is not None and o.exceeded for o in self.io.outputs):
+        if self.policy.output_exceeded == "kill" and any(o is not None and o.exceeded for o in self.io.outputs):
             self.take(Event.OUTPUT_EXCEEDED)
 
     def _exited(self) -> None:
@@ -233,9 +233,9 @@ class Supervision:
         self._poller.add(self.scope.cgroup.events, select.EPOLLPRI, self._look)
 
     def _terminate(self) -> None:
-        self._timers[Event.GRACE_OVER] = time.monotonic() + self._bounds.grace
-        strays.signal_all(self.scope.cgroup, self._bounds.signal)
-        self.signal_main(self._bounds.signal)
+        self._timers[Event.GRACE_OVER] = time.monotonic() + self.bounds.grace
+        strays.signal_all(self.scope.cgroup, self.bounds.signal)
+        self.signal_main(self.bounds.signal)
         # A stopped process would keep the signal pending until the kill; as systemd does.
         strays.signal_all(self.scope.cgroup, signal.SIGCONT, rounds=1)
 
@@ -278,7 +278,10 @@ class Supervision:
         self._timers[Event.STILL_POPULATED] = time.monotonic() + KILL_ROUND * self.receipt.kill_rounds
 
     def _name_stuck(self) -> None:
-        self.receipt.stuck_pids = sorted({*self.scope.cgroup.pids(), *([self.pid] if self.pidfd >= 0 else [])} - {None})
+        stuck = set(self.scope.cgroup.pids())
+        if self.pidfd >= 0 and self.pid is not None:
+            stuck.add(self.pid)
+        self.receipt.stuck_pids = sorted(stuck)
 
     def _drain(self) -> None:
         self._timers.clear()
@@ -313,7 +316,7 @@ class Supervision:
             self.receipt.bytes_after_kill = self._byte_count() - self._bytes_at_kill
 
     def _measure(self) -> None:
-        self._usage = self.scope.cgroup.usage()
+        self.usage = self.scope.cgroup.usage()
 
     def _remove(self) -> None:
         cgroup = self.scope.cgroup
@@ -330,54 +333,6 @@ class Supervision:
 
     def _byte_count(self) -> int:
         return sum(output.count for output in self.io.outputs if output is not None)
-
-    # ---- the result ------------------------------------------------------------------------------------------
-
-    def result(self, args: Any, decode: Callable[[bytes | None], Any]) -> Result:
-        """The Result of an ended run. `decode` makes of captured bytes what the caller wants."""
-        out, err = self.io.outputs
-        outcome = "spawn_failed" if self.error else self.life.outcome(self.returncode)
-        return Result(
-            args=args,
-            argv=[strays.printable(os.fsdecode(argument)) for argument in self._command.argv],
-            outcome=outcome,
-            returncode=self.returncode,
-            pid=self.pid,
-            run_id=self.scope.run_id,
-            started_at=self.started_at,
-            duration=self.duration,
-            stdout=None if out is None else decode(out.data()),
-            stderr=None if err is None else decode(err.data()),
-            stdout_stream=Stream() if out is None else out.stream(),
-            stderr_stream=Stream() if err is None else err.stream(),
-            usage=self._usage,
-            receipt=self.receipt,
-            placement=self.scope.placement,
-            guarantee=self._policy.guarantee,
-            error=_error_record(self.error, outcome),
-            limit_hit=self._limit_hit(),
-        )
-
-    def _limit_hit(self) -> float | None:
-        bounds = self._bounds
-        limits = {
-            Event.TIMED_OUT: bounds.timeout,
-            Event.IDLE_TIMED_OUT: bounds.idle,
-            Event.CPU_TIMED_OUT: bounds.cpu,
-        }
-        return limits.get(self.life.cause) if self.life.cause else None
-
-
-def _error_record(error: SpawnError | None, outcome: str) -> dict[str, Any] | None:
-    if error is not None:
-        return {"type": "SpawnError", "step": error.step, "errno": error.errno_name, "message": str(error)}
-    if outcome == "lost":
-        message = (
-            "the exit status was taken by somebody else: this program ignores SIGCHLD or waits for any child, and the "
-            "kernel is older than 6.15"
-        )
-        return {"type": "StatusLost", "step": "wait", "errno": "ECHILD", "message": message}
-    return None
 
 
 _DO: Final[dict[Action, Callable[[Supervision], None]]] = {
