@@ -115,7 +115,7 @@ def _span(text: str | None, option: str) -> float | None:
     seconds = units.span(text, option)
     if seconds == 0:
         raise UsageError(
-            f"{option} {text}: timeout(1) reads 0 as no limit, others as at once; leave it out or say how long"
+            f"{option} {text}: timeout(1) reads 0 as no limit, others as at once; say which"
         )
     return seconds
 

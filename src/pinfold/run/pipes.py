@@ -7,6 +7,7 @@ hold up the clock or another stream.
 
 from __future__ import annotations
 
+import io
 import os
 import select
 import signal
@@ -16,7 +17,9 @@ from typing import Final
 from pinfold.result import Stream
 
 CHUNK: Final = 1 << 16  # a pipe's default capacity (pipe(7))
-_MOST_CHUNKS: Final = 64  # four times the largest pipe an ordinary user may have (pipe-max-size)
+_BURST: Final = 16  # reads at a time, so that no stream holds up the clock
+_MOST_BURSTS: Final = 4  # four times the largest pipe an ordinary user may have (pipe-max-size)
+_UNLIMITED: Final = 1 << 62
 _ATOMIC: Final = 4096  # PIPE_BUF: a pipe that polls writable takes this much without blocking
 
 
@@ -57,18 +60,18 @@ class Capture:
     What is over the limit is read and dropped, so the command is never blocked by it, and every byte is counted.
     """
 
-    __slots__ = ("_at", "_chunks", "_head_room", "_poller", "_ring", "_ring_room", "_view", "count", "done", "fd",
-                 "limit", "on_bytes")  # fmt: skip
+    __slots__ = ("_at", "_head", "_head_room", "_poller", "_ring", "_ring_room", "count", "done", "fd", "limit",
+                 "on_bytes")  # fmt: skip
 
     def __init__(self, fd: int, limit: int | None) -> None:
         self.fd, self.limit = fd, limit
         self.count, self.done = 0, False
         self.on_bytes: Callable[[], None] | None = None
-        self._chunks: list[bytes] = []
-        self._head_room = 0 if limit is None else limit - limit // 2
+        # Grows by mremap(2) and hands its buffer out: a list of chunks to join would copy everything twice.
+        self._head = io.BytesIO()
+        self._head_room = _UNLIMITED if limit is None else limit - limit // 2
         self._ring_room = 0 if limit is None else limit // 2
-        self._ring: bytearray | None = None  # made when the head is full
-        self._view: memoryview | None = None
+        self._ring: memoryview | None = None  # made when the head is full
         self._at = 0
 
     def watch(self, poller: Poller) -> None:
@@ -77,50 +80,48 @@ class Capture:
         poller.add(self.fd, select.EPOLLIN, self.ready)
 
     def ready(self) -> None:
-        """Take what is there, at most CHUNK."""
+        """Take what is there, at most a burst."""
+        before = self.count
         try:
-            n = self._read()
+            for _ in range(_BURST):
+                n = self._into_head() if self._head_room else self._into_ring()
+                if n == 0:
+                    self.close()
+                    self.done = True
+                    break
+                self.count += n
         except BlockingIOError:
-            return
-        if n == 0:
-            self.close()
-            self.done = True
-            return
-        self.count += n
-        if self.on_bytes:
+            pass
+        if self.on_bytes and self.count > before:
             self.on_bytes()
 
-    def _read(self) -> int:
-        if self.limit is None:
-            chunk = os.read(self.fd, CHUNK)
-            self._chunks.append(chunk)
-            return len(chunk)
-        if self._head_room:
-            chunk = os.read(self.fd, min(CHUNK, self._head_room))
-            self._chunks.append(chunk)
-            self._head_room -= len(chunk)
-            return len(chunk)
-        if self._view is None:
-            # At least a whole read, or a small limit would mean many small reads.
-            self._ring = bytearray(max(self._ring_room, CHUNK))
-            self._view = memoryview(self._ring)
-        n = os.readv(self.fd, [self._view[self._at : self._at + CHUNK]])
-        self._at = (self._at + n) % len(self._view)
+    def _into_head(self) -> int:
+        n = self._head.write(os.read(self.fd, min(CHUNK, self._head_room)))
+        self._head_room -= n
         return n
 
-    @property
-    def exceeded(self) -> bool:
-        """More was written than is kept."""
-        return self.limit is not None and self.count > self.limit
+    def _into_ring(self) -> int:
+        ring = self._ring
+        if ring is None:
+            # At least a whole read, or a small limit would mean many small reads.
+            ring = self._ring = memoryview(bytearray(max(self._ring_room, CHUNK)))
+        n = os.readv(self.fd, [ring[self._at : self._at + CHUNK]])
+        self._at = (self._at + n) % len(ring)
+        return n
 
     def ready_until_blocked(self) -> None:
         """Take all that is in the pipe now; bounded, as somebody outside may go on writing."""
-        for _ in range(_MOST_CHUNKS):
+        for _ in range(_MOST_BURSTS):
             before = self.count
             if not self.done:
                 self.ready()
             if self.count == before:
                 return
+
+    @property
+    def exceeded(self) -> bool:
+        """More was written than is kept."""
+        return self.limit is not None and self.count > self.limit
 
     def stream(self) -> Stream:
         """The figures."""
@@ -129,13 +130,13 @@ class Capture:
 
     def data(self) -> bytes | None:
         """What was kept, in order."""
-        head = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        head = self._head.getvalue()
         if self._ring is None:
             return head
-        tail_written = self.count - len(head)
-        ring = self._ring if tail_written < len(self._ring) else self._ring[self._at :] + self._ring[: self._at]
-        tail = ring[:tail_written]
-        return head + bytes(tail[len(tail) - min(len(tail), self._ring_room) :])
+        written = self.count - len(head)
+        at, ring = self._at, self._ring
+        tail = bytes(ring[:written]) if written < len(ring) else bytes(ring[at:]) + bytes(ring[:at])
+        return head + tail[max(0, len(tail) - self._ring_room) :]
 
     def close(self) -> None:
         """Stop reading. Nothing more arrives in `data`."""
@@ -209,7 +210,7 @@ class Relay:
 
     def ready_until_blocked(self) -> None:
         """Pass on all that is in the pipe now, as far as the receiver takes it; bounded."""
-        for _ in range(_MOST_CHUNKS):
+        for _ in range(_MOST_BURSTS * _BURST):
             before = self.count
             if not self.done and not self.busy:
                 self.ready()

@@ -13,8 +13,8 @@ from pinfold.run.strays import printable
 from pinfold.run.supervision import Supervision
 
 _STATUS_LOST: Final = (
-    "the exit status was taken by somebody else: this program ignores SIGCHLD or waits for any child, and the kernel is "
-    "older than 6.15"
+    "the exit status was taken by somebody else: this program ignores SIGCHLD or waits for any child, and the kernel "
+    "is older than 6.15"
 )
 
 

@@ -110,9 +110,10 @@ class Supervision:
         """Wait for what comes next and take it."""
         due = min(self._look_at, min(self._timers.values(), default=INFINITY))
         self._poller.wait(min(max(0.0, due - time.monotonic()), _LONGEST_WAIT))
-        if time.monotonic() >= due:
+        if not self.ended and time.monotonic() >= due:
             self._poller.wait(0)  # an exit that is there already wins over the limit it came close to
-            self._fire()
+            if not self.ended:
+                self._fire()
         if self.life.state is State.DRAINING and self._drained():
             self.take(Event.DRAINED)
 
