@@ -20,7 +20,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
@@ -40,19 +39,17 @@
 #ifndef P_PIDFD
 #define P_PIDFD 3 /* Linux 5.4 */
 #endif
-#ifndef __WALL
-#define __WALL 0x40000000
-#endif
 
 #define CHILD_STACK (64 * 1024)
 #define KERNEL_SIGNALS 64
-#define MAX_RLIMITS 16
-
-extern char **environ;
 
 enum step { CLONE, CGROUP, SIGNALS, SESSION, FDS, CWD, UMASK, RLIMITS, GROUPS, GID, UID, NO_NEW_PRIVS, EXEC };
 static const char *const STEP_NAMES[] = {"clone",  "cgroup", "signals", "session", "fds", "cwd",          "umask",
                                          "rlimits", "groups", "gid",     "uid",     "no_new_privs", "exec"};
+
+struct limit { /* as packed by plan.py */
+	uint64_t resource, soft, hard;
+};
 
 struct plan {
 	char **argv;
@@ -65,17 +62,15 @@ struct plan {
 	int new_session;
 	int umask; /* -1: keep */
 	int no_new_privs;
-	int n_rlimits;
-	int resource[MAX_RLIMITS];
-	struct rlimit rlimit[MAX_RLIMITS];
-	int n_groups; /* -1: keep */
-	gid_t *groups;
-	long gid, uid; /* -1: keep */
-
-	/* written by the child */
+	const struct limit *rlimits;
+	Py_ssize_t rlimits_size; /* in bytes */
+	const gid_t *groups;     /* NULL: keep */
+	Py_ssize_t groups_size;  /* in bytes */
+	long gid, uid;           /* -1: keep */
+	/* Written by the child: */
 	enum step failed_step;
-	int error;       /* 0: it got as far as exec */
-	int path_index;  /* the candidate that failed */
+	int error;      /* 0: it got as far as exec */
+	int path_index; /* the candidate that failed */
 };
 
 static void __attribute__((noreturn)) fail(struct plan *p, enum step step)
@@ -128,6 +123,19 @@ static int arrange_fds(struct plan *p)
 	return syscall(SYS_close_range, 3, ~0U, 0); /* Linux 5.9 */
 }
 
+static int set_rlimits(const struct plan *p)
+{
+	const struct limit *end = p->rlimits + p->rlimits_size / sizeof *end;
+
+	for (const struct limit *l = p->rlimits; l < end; l++) {
+		struct rlimit value = {l->soft, l->hard};
+
+		if (setrlimit((int)l->resource, &value) < 0)
+			return -1;
+	}
+	return 0;
+}
+
 /* As execvp(3) searches, but ENOEXEC is an error: nothing is ever handed to a shell. */
 static void exec_first(struct plan *p)
 {
@@ -174,11 +182,10 @@ static int child(void *arg)
 		fail(p, CWD);
 	if (p->umask >= 0)
 		umask(p->umask);
-	for (int i = 0; i < p->n_rlimits; i++)
-		if (setrlimit(p->resource[i], &p->rlimit[i]) < 0)
-			fail(p, RLIMITS);
+	if (set_rlimits(p) < 0)
+		fail(p, RLIMITS);
 	/* Raw calls: see the rules above. Groups first, as uid 0 is needed for each of the others. */
-	if (p->n_groups >= 0 && syscall(SYS_setgroups, p->n_groups, p->groups) < 0)
+	if (p->groups && syscall(SYS_setgroups, p->groups_size / sizeof *p->groups, p->groups) < 0)
 		fail(p, GROUPS);
 	if (p->gid >= 0 && syscall(SYS_setresgid, p->gid, p->gid, p->gid) < 0)
 		fail(p, GID);
@@ -302,16 +309,13 @@ static long launch(struct plan *p, int *pidfd)
 /* ---- from Python values to the plan ------------------------------------------------------------ */
 
 /* The strings stay owned by the list, which the caller's frame keeps alive; only the array is ours. */
-static char **strings_of(PyObject *list, const char *what)
+static char **strings_of(PyObject *list)
 {
-	Py_ssize_t n;
+	Py_ssize_t n = PyList_Size(list);
 	char **v;
 
-	if (!PyList_Check(list)) {
-		PyErr_Format(PyExc_TypeError, "%s must be a list of bytes", what);
+	if (n < 0)
 		return NULL;
-	}
-	n = PyList_Size(list);
 	v = PyMem_Malloc((size_t)(n + 1) * sizeof *v);
 	if (!v) {
 		PyErr_NoMemory();
@@ -328,80 +332,30 @@ static char **strings_of(PyObject *list, const char *what)
 	return v;
 }
 
-static int rlimits_of(PyObject *list, struct plan *p)
-{
-	Py_ssize_t n = PyList_Size(list);
-
-	if (n < 0)
-		return -1;
-	if (n > MAX_RLIMITS) {
-		PyErr_Format(PyExc_ValueError, "at most %d rlimits", MAX_RLIMITS);
-		return -1;
-	}
-	for (Py_ssize_t i = 0; i < n; i++) {
-		unsigned long long soft, hard;
-
-		if (!PyArg_ParseTuple(PyList_GetItem(list, i), "iKK", &p->resource[i], &soft, &hard))
-			return -1;
-		p->rlimit[i].rlim_cur = soft;
-		p->rlimit[i].rlim_max = hard;
-	}
-	p->n_rlimits = (int)n;
-	return 0;
-}
-
-static int groups_of(PyObject *groups, struct plan *p)
-{
-	Py_ssize_t n;
-
-	p->n_groups = -1;
-	if (groups == Py_None)
-		return 0;
-	n = PyList_Size(groups);
-	if (n < 0)
-		return -1;
-	p->groups = PyMem_Malloc((size_t)(n + 1) * sizeof *p->groups);
-	if (!p->groups) {
-		PyErr_NoMemory();
-		return -1;
-	}
-	for (Py_ssize_t i = 0; i < n; i++) {
-		unsigned long gid = PyLong_AsUnsignedLong(PyList_GetItem(groups, i));
-
-		if (PyErr_Occurred())
-			return -1;
-		p->groups[i] = (gid_t)gid;
-	}
-	p->n_groups = (int)n;
-	return 0;
-}
-
 PyDoc_STRVAR(spawn_doc,
 "spawn(argv, paths, env, cwd, fds, cgroup, new_session, umask, rlimits, groups, gid, uid,\n"
 "      no_new_privs) -> (pid, pidfd, born_inside)\n"
 "\n"
 "Start a program in the cgroup whose directory is the fd `cgroup`. Returns once it has been exec'ed.\n"
-"env None: this process' own environment. Raises OSError(errno, step, path or None).");
+"env None: this process' own. rlimits, groups: packed. Raises OSError(errno, step, path or None).");
 
 static PyObject *spawn(PyObject *self, PyObject *args)
 {
 	struct plan p = {0};
-	PyObject *argv, *paths, *env, *cwd, *rlimits, *groups, *result = NULL;
+	PyObject *argv, *paths, *env, *result = NULL;
+	Py_ssize_t cwd_size;
 	long pid;
 	int pidfd = -1;
 
-	(void)self;
-	if (!PyArg_ParseTuple(args, "OOOO(iii)ipiO!Ollp:spawn", &argv, &paths, &env, &cwd, &p.fds[0], &p.fds[1],
-			      &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &PyList_Type, &rlimits, &groups,
-			      &p.gid, &p.uid, &p.no_new_privs))
+	(void)self; /* the module has no state */
+	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llp:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
+			      &p.fds[1], &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &p.rlimits, &p.rlimits_size,
+			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs))
 		return NULL;
 	if (env == Py_None)
 		p.envp = environ;
-	if (cwd != Py_None && PyBytes_AsStringAndSize(cwd, (char **)&p.cwd, NULL) < 0)
-		return NULL;
-	if (!(p.argv = strings_of(argv, "argv")) || !(p.paths = strings_of(paths, "paths")) ||
-	    (env != Py_None && !(p.envp = strings_of(env, "env"))) || rlimits_of(rlimits, &p) < 0 ||
-	    groups_of(groups, &p) < 0)
+	if (!(p.argv = strings_of(argv)) || !(p.paths = strings_of(paths)) ||
+	    (env != Py_None && !(p.envp = strings_of(env))))
 		goto out;
 
 	Py_BEGIN_ALLOW_THREADS
@@ -428,18 +382,16 @@ out:
 	PyMem_Free(p.paths);
 	if (env != Py_None)
 		PyMem_Free(p.envp);
-	PyMem_Free(p.groups);
 	return result;
 }
 
 static PyMethodDef methods[] = {{"spawn", spawn, METH_VARARGS, spawn_doc}, {NULL, NULL, 0, NULL}};
-static PyModuleDef_Slot slots[] = {{0, NULL}};
 static struct PyModuleDef module = {
 	.m_base = PyModuleDef_HEAD_INIT,
 	.m_name = "_spawn",
 	.m_doc = "Start a program inside a cgroup (clone3, CLONE_INTO_CGROUP).",
 	.m_methods = methods,
-	.m_slots = slots,
+	.m_slots = (PyModuleDef_Slot[]){{0, NULL}},
 };
 
 PyMODINIT_FUNC PyInit__spawn(void)

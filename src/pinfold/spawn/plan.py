@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import struct
 import threading
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +19,8 @@ from pinfold.policy import Policy
 from pinfold.spawn._spawn import spawn as _spawn
 
 INHERIT: Final = -1
+
+_NO_CORE_FILES: Final = struct.pack("=3Q", resource.RLIMIT_CORE, 0, 0)  # struct limit of _spawn.c
 
 # While a child has changed its uid and not yet exec'ed, our memory must stay undumpable (it is shared, and a process
 # of that uid could trace the child); one at a time, as each puts the old value back at its end.
@@ -40,7 +43,7 @@ def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int,
     Returns once it has been exec'ed. Raises SpawnError with the step that refused; then nothing is left of it.
     """
     identity = command.identity
-    rlimits = [] if policy.core_files else [(resource.RLIMIT_CORE, 0, 0)]
+    rlimits = b"" if policy.core_files else _NO_CORE_FILES
     lock = _NO_LOCK if identity.uid is None and identity.gid is None else _changing_identity
     try:
         with lock:
@@ -54,7 +57,7 @@ def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int,
                 policy.new_session,
                 policy.umask,
                 rlimits,
-                None if identity.groups is None else list(identity.groups),
+                None if identity.groups is None else struct.pack(f"={len(identity.groups)}I", *identity.groups),
                 -1 if identity.gid is None else identity.gid,
                 -1 if identity.uid is None else identity.uid,
                 policy.no_new_privs,
