@@ -64,13 +64,14 @@ class NoSystemd(Unsupported):
 class CgroupError(Error, OSError):
     """An operation on one file of one cgroup failed; the OSError is chained."""
 
-    def __init__(self, op: str, file: str, error: OSError, value: str | None = None) -> None:
+    def __init__(self, op: str, file: str, error: OSError, value: str | None = None, advice: str | None = None) -> None:
         super().__init__(error.errno, error.strerror)
-        self.op, self.file, self.value = op, file, value
+        self.op, self.file, self.value, self.advice = op, file, value, advice
 
     def __str__(self) -> str:
         what = self.file if self.value is None else f"{self.file}={self.value}"
-        return f"{self.op} {what}: {self.strerror}"
+        advice = f" ({self.advice})" if self.advice else ""
+        return f"{self.op} {what}: {self.strerror}{advice}"
 
 
 class SpawnError(Error, OSError):

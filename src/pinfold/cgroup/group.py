@@ -13,6 +13,7 @@ from pinfold.errors import CgroupError
 from pinfold.result import Usage
 
 _GONE: Final = (errno.ENOENT, errno.ENODEV)
+_AT_THE_TOP: Final = "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached"
 _ACCOUNTS: Final = ("cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure")  # PSI: Linux 4.20
 _CONTROLLER_ACCOUNTS: Final = {"memory": "memory.peak", "pids": "pids.peak", "io": "io.stat"}  # 5.19, 6.1, 4.5
 
@@ -37,7 +38,8 @@ class Cgroup:
         try:
             os.mkdir(name, 0o755, dir_fd=parent)
         except OSError as error:
-            raise CgroupError("mkdir", self.path, error) from error
+            advice = _AT_THE_TOP if error.errno == errno.EAGAIN else None
+            raise CgroupError("mkdir", self.path, error, advice=advice) from error
         try:
             self.dir = hierarchy.open(parent, name, DIRECTORY)
             self.events = hierarchy.open(self.dir, "cgroup.events", os.O_RDONLY)

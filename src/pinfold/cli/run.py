@@ -114,9 +114,7 @@ def _span(text: str | None, option: str) -> float | None:
         return None
     seconds = units.span(text, option)
     if seconds == 0:
-        raise UsageError(
-            f"{option} {text}: timeout(1) reads 0 as no limit, others as at once; say which"
-        )
+        raise UsageError(f"{option} {text}: timeout(1) reads 0 as no limit, others as at once; say which")
     return seconds
 
 

@@ -1,0 +1,5 @@
+"""`python -m pinfold`."""
+
+from pinfold.cli.main import main
+
+main()

@@ -1,0 +1,196 @@
+"""The command line as its users meet it: a process of its own, its bytes, its status, its signals, its terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import termios
+import textwrap
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLI = Path(sys.executable).with_name("pinfold")
+SESSION = Path(__file__).parent / "session.py"
+HANGS = 30.0
+
+
+@dataclass
+class Ended:
+    """How the command line ended; `result` is what it wrote to `--result`."""
+
+    code: int
+    out: bytes
+    err: str
+    wall: float
+    result: dict[str, Any] | None
+
+    @property
+    def lines(self) -> list[str]:
+        """Our lines on stderr, without their prefix."""
+        return [line.removeprefix("pinfold: ") for line in self.err.splitlines() if line.startswith("pinfold: ")]
+
+
+def python(code: str, *arguments: Any) -> list[Any]:
+    """The argv of a small Python program."""
+    return [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), *arguments]
+
+
+@pytest.fixture(name="python")
+def _python():
+    return python
+
+
+@pytest.fixture
+def pinfold(cgroup2, tmp_path):
+    """`pinfold(ARGUMENT…)` runs `pinfold run --result FILE ARGUMENT…` to its end."""
+    file = tmp_path / "result.json"
+
+    def run(*arguments: Any, stdin: bytes = b"", result: bool = True, **options: Any) -> Ended:
+        file.unlink(missing_ok=True)
+        asked = ["--result", file] if result else []
+        start = time.monotonic()
+        ended = subprocess.run(
+            [CLI, "run", *asked, *arguments], input=stdin, capture_output=True, timeout=HANGS, check=False, **options
+        )
+        wall = time.monotonic() - start
+        err = ended.stderr.decode(errors="surrogateescape")
+        assert "Traceback" not in err, err
+        text = file.read_text() if file.exists() else ""
+        return Ended(ended.returncode, ended.stdout, err, wall, json.loads(text) if text else None)
+
+    return run
+
+
+@pytest.fixture
+def start(cgroup2, tmp_path):
+    """`start(ARGUMENT…)` starts `pinfold run ARGUMENT…` and returns its Popen; it is stopped at the end of the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*arguments: Any, before: tuple[Any, ...] = (), **options: Any) -> subprocess.Popen[bytes]:
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        process = subprocess.Popen([*before, CLI, "run", *arguments], **options)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.terminate()
+            try:
+                process.wait(HANGS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+        process.wait(HANGS)
+
+
+@pytest.fixture
+def line_of():
+    """The next line of a process' stdout, with a deadline."""
+
+    def read(process: subprocess.Popen[bytes]) -> bytes:
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], HANGS)[0], "no line came"
+        return process.stdout.readline()
+
+    return read
+
+
+class Terminal:
+    """A pty with a session on it, whose leader plays the shell (session.py); we type and see."""
+
+    def __init__(self) -> None:
+        self._master, self.tty = os.openpty()
+        self._said, said = os.pipe()
+        control, self._control = os.pipe()
+        self._given = (said, control)
+        self._leader: subprocess.Popen[bytes] | None = None
+        self.seen, self._heard, self.job = b"", b"", 0
+
+    def start(self, *arguments: Any, before: tuple[Any, ...] = ()) -> None:
+        """Run `BEFORE… pinfold run ARGUMENT…` as the shell's foreground job."""
+        said, control = self._given
+        self._leader = subprocess.Popen(
+            [sys.executable, "-I", "-S", SESSION, str(said), str(control), *before, CLI, "run", *arguments],
+            stdin=self.tty, stdout=self.tty, stderr=self.tty, pass_fds=self._given,
+        )  # fmt: skip
+        self.job = int(self.told().removeprefix("job "))
+
+    def started(self) -> bool:
+        """Whether the job is in the foreground: keys go to it from now on."""
+        return os.tcgetpgrp(self._master) == self.job
+
+    def until(self, text: bytes) -> bytes:
+        """What was shown up to and with `text`, since the last time."""
+        self.seen = self._more(self._master, self.seen, text)
+        shown, found, self.seen = self.seen.partition(text)
+        return shown + found
+
+    def type(self, text: bytes) -> None:
+        os.write(self._master, text)
+
+    def told(self) -> str:
+        """What the shell says of its job next: `stopped SIGNAL`, `ended CODE`."""
+        self._heard = self._more(self._said, self._heard, b"\n")
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode()
+
+    def go_on(self) -> None:
+        """`fg`."""
+        os.write(self._control, b"\n")
+        assert self.told() == "continued"
+
+    def modes(self) -> list[Any]:
+        return termios.tcgetattr(self.tty)
+
+    @staticmethod
+    def _more(fd: int, have: bytes, text: bytes) -> bytes:
+        end = time.monotonic() + HANGS
+        while text not in have:
+            assert select.select([fd], [], [], max(0.0, end - time.monotonic()))[0], f"never came: {text!r}; {have!r}"
+            have += os.read(fd, 1 << 16)
+        return have
+
+    def hang_up(self) -> None:
+        """As when the window is closed: the session leader is gone, and the kernel tells the foreground job."""
+        assert self._leader is not None
+        self._leader.kill()
+        self._leader.wait(HANGS)
+
+    def _stop_job(self) -> None:
+        """A job that survived the hangup is told to end, twice; it is an orphan, so its end is seen in /proc."""
+        end = time.monotonic() + HANGS
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < end:
+                os.kill(self.job, signal.SIGTERM)
+                select.select([], [], [], 0.2)
+
+    def close(self) -> None:
+        if self._leader is not None:
+            self.hang_up()
+            self._stop_job()
+        for fd in (self._master, self.tty, self._said, self._control, *self._given):
+            os.close(fd)
+
+
+@pytest.fixture
+def terminal(cgroup2):
+    """A terminal to run pinfold on."""
+    terminal = Terminal()
+    yield terminal
+    terminal.close()

@@ -1,0 +1,179 @@
+"""Signals sent to pinfold where it is on no terminal: passed on once, the second one kills, ignored ones stay so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+# Counts what arrives: waits for a first signal, then 0.3 s for a second one; exits 40 + how many there were.
+COUNT = """
+    import os, signal
+    wanted = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
+    print("ready", flush=True)
+    got = [signal.sigwaitinfo(wanted).si_signo]
+    while more := signal.sigtimedwait(wanted, 0.3):
+        got.append(more.si_signo)
+    print(*got, flush=True)
+    os._exit(40 + len(got))
+"""
+DEAF = "trap '' TERM INT HUP; echo ready; while :; do sleep 0.05; done"
+
+
+def state(pid: int) -> str:
+    """The state letter of proc_pid_stat(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "QUIT", "USR1", "USR2"])
+def test_signal_reaches_the_command_once_and_its_status_is_ours(start, python, line_of, name):
+    number = signal.Signals["SIG" + name]
+    process = start(*python(COUNT))
+    assert line_of(process) == b"ready\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (out, process.returncode, err) == (f"{int(number)}\n".encode(), 41, b"")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_command_that_dies_of_it_is_reported_so(start, line_of, number):
+    process = start("sh", "-c", "echo ready; exec sleep 30")
+    line_of(process)
+    process.send_signal(number)
+    err = process.communicate(timeout=20)[1]
+    assert process.returncode == 128 + number
+    assert err.startswith(f"pinfold: killed by {number.name} after ".encode())
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_second_one_kills_at_once(start, line_of, first, second, wait_until):
+    process = start("sh", "-c", DEAF)
+    line_of(process)
+    process.send_signal(first)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(second)
+    begin = time.monotonic()
+    err = process.communicate(timeout=20)[1]
+    assert time.monotonic() - begin < 2
+    assert process.returncode == 128 + second
+    assert err.startswith(b"pinfold: canceled after ")
+
+
+def test_same_request_twice_in_a_moment_is_one(start, python, line_of):
+    process = start(*python(COUNT))
+    line_of(process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20)[0] == b"15\n"
+    assert process.returncode == 41
+
+
+def test_signal_before_the_command_is_there_is_not_lost(start):
+    for delay in (0.02, 0.05, 0.08, 0.1, 0.12, 0.15):
+        process = start("--timeout", "10", "sleep", "30")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(delay)
+        process.terminate()
+        process.communicate(timeout=5)
+        assert process.returncode in (143, -15)
+
+
+def test_nohup_outlives_a_hangup(start, line_of):
+    process = start("sh", "-c", "echo ready; sleep 0.5; exit 7", before=("nohup",))
+    line_of(process)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=20)
+    assert process.returncode == 7
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "QUIT", "USR1"])
+def test_what_was_ignored_stays_ignored(start, line_of, name):
+    process = start(
+        "sh", "-c", "echo ready; sleep 0.4; exit 7", before=("sh", "-c", f"trap '' {name}; exec \"$@\"", "sh")
+    )
+    line_of(process)
+    process.send_signal(signal.Signals["SIG" + name])
+    process.communicate(timeout=20)
+    assert process.returncode == 7
+
+
+def test_background_job_of_a_script_is_not_interrupted(start, line_of):
+    # A shell without job control starts `&` with INT and QUIT ignored.
+    process = start(
+        "sh", "-c", "echo ready; sleep 0.4; exit 7", before=("sh", "-c", '"$@" & wait $!', "sh"), process_group=0
+    )
+    line_of(process)
+    os.killpg(process.pid, signal.SIGQUIT)
+    process.communicate(timeout=20)
+    assert process.returncode in (7, -signal.SIGQUIT, 128 + signal.SIGQUIT)
+
+
+def test_under_timeout_of_coreutils(start, wait_until):
+    process = start("sleep", "30", before=("timeout", "-k", "10", "0.7"))
+    err = process.communicate(timeout=20)[1]
+    assert process.returncode == 124
+    assert err.startswith(b"pinfold: killed by SIGTERM after ")
+
+
+def test_under_timeout_the_request_arrives_once(start, python):
+    process = start(*python(COUNT), before=("timeout", "--preserve-status", "1.5"))
+    assert process.communicate(timeout=20)[0] == b"ready\n15\n"
+    assert process.returncode == 41
+
+
+def test_under_env_nice_and_setsid(start):
+    process = start("sh", "-c", "exit 9", before=("env", "nice", "setsid", "--wait"))
+    process.communicate(timeout=20)
+    assert process.returncode == 9
+
+
+def test_stop_and_continue_go_for_the_whole_tree(start, line_of, wait_until):
+    line = "sleep 30 & while :; do echo tick; sleep 0.02; done"
+    process = start("--timeout", "20", "sh", "-c", line)
+    line_of(process)
+    tree = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    cgroup = Path(f"/proc/{tree[0]}/cgroup").read_text().rpartition("0::")[2].strip()
+    process.send_signal(signal.SIGTSTP)
+    wait_until(lambda: state(process.pid) == "T", "pinfold to stop")
+    wait_until(lambda: "frozen 1" in _events(cgroup), "the tree to stop")
+    process.send_signal(signal.SIGCONT)
+    wait_until(lambda: "frozen 0" in _events(cgroup), "the tree to go on")
+    wait_until(lambda: state(process.pid) == "S", "pinfold to go on")
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
+def _events(cgroup: str) -> str:
+    from pinfold.cgroup import tree
+
+    own = tree.own_place()
+    root = own.directory.removesuffix(own.path) if own.path != "/" else own.directory
+    return Path(root + cgroup, "cgroup.events").read_text()
+
+
+def test_stopped_and_terminated_it_ends_once_it_goes_on(start, line_of, wait_until):
+    process = start("sh", "-c", "echo ready; sleep 30")
+    line_of(process)
+    process.send_signal(signal.SIGTSTP)
+    wait_until(lambda: state(process.pid) == "T", "pinfold to stop")
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    process.communicate(timeout=20)
+    assert process.returncode == 143
+
+
+def test_children_that_came_with_us_are_not_ours(start, tmp_path):
+    # `job & exec pinfold …`: the job is not killed, and its end is no end of the command.
+    line = f'(sleep 0.3; echo alive > {tmp_path}/job) & exec "$@"'
+    process = start("sh", "-c", "sleep 0.6; exit 4", before=("sh", "-c", line, "sh"))
+    process.communicate(timeout=20)
+    assert process.returncode == 4
+    assert (tmp_path / "job").read_text() == "alive\n"

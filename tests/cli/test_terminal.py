@@ -1,0 +1,217 @@
+"""On a terminal: the command is a part of our job, as under env(1): keys reach it, it stops and continues with us."""
+
+from __future__ import annotations
+
+import select
+import signal
+import termios
+
+import pytest
+
+RAW = "import os, termios, tty; tty.setraw(0)"
+
+
+def test_ctrl_c_reaches_the_command_once_and_its_own_end_is_reported(terminal, python):
+    program = """
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        os.write(1, b"ready\\r\\n")
+        signal.sigwaitinfo({signal.SIGINT})
+        os._exit(7 if signal.sigtimedwait({signal.SIGINT}, 0.3) is None else 8)
+    """
+    terminal.start(*python(program))
+    terminal.until(b"ready")
+    terminal.type(b"\x03")
+    assert terminal.told() == "ended 7 foreground True"
+
+
+def test_under_timeout_of_coreutils_the_request_arrives_once(terminal, python):
+    # timeout(1) signals its child, and then its process group, which is also the command's.
+    program = """
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        os.write(1, b"ready")
+        signal.sigwaitinfo({signal.SIGTERM})
+        os._exit(7 if signal.sigtimedwait({signal.SIGTERM}, 0.3) is None else 8)
+    """
+    terminal.start(*python(program), before=("/usr/bin/timeout", "--preserve-status", "1.5"))
+    assert terminal.told().startswith("ended 7 ")
+
+
+@pytest.mark.parametrize("after", [0.0, 0.03, 0.06, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.17, 0.2, 0.3])
+def test_ctrl_c_is_lost_at_no_moment_of_the_start(terminal, wait_until, after):
+    terminal.start("--timeout", "3", "sleep", "30")
+    wait_until(terminal.started, "the job in the foreground")
+    select.select([], [], [], after)  # no synchronisation: a moment like any other
+    terminal.type(b"\x03")
+    assert not terminal.told().startswith("ended 124")
+
+
+def test_ctrl_c_of_a_command_that_dies_of_it(terminal):
+    terminal.start("sh", "-c", "echo ready; exec sleep 30")
+    terminal.until(b"ready")
+    terminal.type(b"\x03")
+    assert terminal.told() == "ended 130 foreground True"
+    terminal.until(b"pinfold: killed by SIGINT after ")
+
+
+def test_ctrl_c_twice_at_a_command_that_asks_whether_it_should_end(terminal, python):
+    program = """
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for _ in range(3):
+            os.write(1, b"really?")
+            signal.sigwaitinfo({signal.SIGINT})
+        os._exit(9)
+    """
+    terminal.start(*python(program))
+    for _ in range(3):
+        terminal.until(b"really?")
+        terminal.type(b"\x03")
+    assert terminal.told() == "ended 9 foreground True"
+
+
+def test_ctrl_backslash_reaches_it_too(terminal):
+    terminal.start("sh", "-c", "trap 'exit 6' QUIT; echo ready; while :; do sleep 0.05; done")
+    terminal.until(b"ready")
+    terminal.type(b"\x1c")
+    assert terminal.told() == "ended 6 foreground True"
+
+
+def test_ctrl_z_stops_both_and_fg_continues(terminal):
+    terminal.start("sh", "-c", "echo ready; read line; echo got $line; exit 5")
+    terminal.until(b"ready")
+    terminal.type(b"\x1a")
+    assert terminal.told() == f"stopped {int(signal.SIGTSTP)}"
+    terminal.go_on()
+    terminal.type(b"hello\n")
+    terminal.until(b"got hello")
+    assert terminal.told() == "ended 5 foreground True"
+
+
+def test_ctrl_z_twice(terminal):
+    terminal.start("sh", "-c", "echo ready; read line; exit 5")
+    terminal.until(b"ready")
+    for _ in range(2):
+        terminal.type(b"\x1a")
+        assert terminal.told() == f"stopped {int(signal.SIGTSTP)}"
+        terminal.go_on()
+    terminal.type(b"\n")
+    assert terminal.told() == "ended 5 foreground True"
+
+
+def test_command_is_in_the_foreground_process_group(terminal, python):
+    program = "import os; print('same' if os.tcgetpgrp(0) == os.getpgrp() else 'other', os.isatty(0), os.isatty(1))"
+    terminal.start(*python(program))
+    terminal.until(b"same True True")
+    assert terminal.told() == "ended 0 foreground True"
+
+
+def test_modes_are_restored_after_a_raw_command_was_killed(terminal, python):
+    before = terminal.modes()
+    terminal.start("--timeout", "1", *python(RAW + "; os.write(1, b'raw'); import time; time.sleep(30)"))
+    terminal.until(b"raw")
+    assert not terminal.modes()[3] & termios.ICANON
+    assert terminal.told() == "ended 124 foreground True"
+    assert terminal.modes() == before
+
+
+def test_modes_that_a_command_left_behind_are_restored(terminal, python):
+    before = terminal.modes()
+    terminal.start(*python(RAW))
+    assert terminal.told() == "ended 0 foreground True"
+    assert terminal.modes() == before
+
+
+def test_command_that_took_the_foreground_and_was_killed_gives_it_back(terminal, python):
+    program = """
+        import os, signal, time
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.setpgid(0, 0)
+        os.tcsetpgrp(0, os.getpgrp())
+        os.write(1, b"mine")
+        time.sleep(30)
+    """
+    terminal.start("--timeout", "1", *python(program))
+    terminal.until(b"mine")
+    assert terminal.told() == "ended 124 foreground True"
+
+
+def test_interactive_shell_has_job_control(terminal):
+    terminal.start("-E", "PS1=ask:", "-E", "ENV=", "--", "sh", "-i")
+    shown = terminal.until(b"ask:")
+    terminal.type(b"echo hi-$((1+1)); sleep 30 & jobs\n")
+    shown += terminal.until(b"hi-2\r\n") + terminal.until(b"ask:")
+    assert b"job control" not in shown
+    assert b"tty" not in shown
+    terminal.type(b"exit 3\n")
+    assert terminal.told() == "ended 3 foreground True"
+
+
+def test_ctrl_c_in_an_interactive_shell_interrupts_only_its_job(terminal):
+    terminal.start("-E", "PS1=ask:", "-E", "ENV=", "--", "sh", "-i")
+    terminal.until(b"ask:")
+    terminal.type(b"sleep 30 | cat; echo after-$((1+1))\n")
+    terminal.until(b"\r\n")
+    terminal.type(b"\x03")
+    terminal.until(b"ask:")
+    terminal.type(b"exit 4\n")
+    assert terminal.told() == "ended 4 foreground True"
+
+
+def test_full_screen_program_reads_single_keys(terminal, python):
+    program = (
+        RAW
+        + """
+os.write(1, b"\\x1b[2J\\x1b[Hkeys:")
+while (key := os.read(0, 1)) != b"q":
+    os.write(1, b"<%d>" % key[0])
+os._exit(11)
+"""
+    )
+    terminal.start(*python(program))
+    terminal.until(b"keys:")
+    for key, shown in ((b"a", b"<97>"), (b"\x03", b"<3>"), (b"\x1a", b"<26>"), (b"\r", b"<13>")):
+        terminal.type(key)
+        terminal.until(shown)
+    terminal.type(b"q")
+    assert terminal.told() == "ended 11 foreground True"
+
+
+def test_size_of_the_terminal_is_seen_and_its_changes_too(terminal, python):
+    program = """
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGWINCH})
+        os.write(1, b"size %d;" % os.get_terminal_size(0).lines)
+        signal.sigwaitinfo({signal.SIGWINCH})
+        os.write(1, b"size %d;" % os.get_terminal_size(0).lines)
+    """
+    termios.tcsetwinsize(terminal.tty, (30, 80))
+    terminal.start(*python(program))
+    terminal.until(b"size 30;")
+    termios.tcsetwinsize(terminal.tty, (40, 80))
+    terminal.until(b"size 40;")
+    assert terminal.told() == "ended 0 foreground True"
+
+
+def test_hangup_ends_it(terminal, wait_until, cgroup2):
+    import os
+
+    terminal.start("sleep", "300")
+    below = lambda: [d for d, _, _ in os.walk(cgroup2) if "/run-" in d]  # noqa: E731
+    wait_until(below, "the run")
+    terminal.hang_up()
+    wait_until(lambda: not below(), "the end of the run")
+
+
+def test_strays_on_a_terminal_are_killed_and_named(terminal):
+    terminal.start("sh", "-c", "setsid sleep 31 & sleep 0.2")
+    terminal.until(b"killed 1 stray: sleep (")
+    assert terminal.told() == "ended 0 foreground True"
+
+
+def test_nothing_raw_reaches_the_terminal_from_our_lines(terminal):
+    terminal.start("--result", "/no\x1b[31m/such", "true")
+    shown = terminal.until(b"such")
+    assert terminal.told().startswith("ended 125")
+    assert b"\x1b" not in shown

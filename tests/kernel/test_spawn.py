@@ -1,0 +1,367 @@
+"""How a command starts: where it lands, what it brings along, and what is said when it cannot be started."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import signal
+import subprocess
+import threading
+
+import pytest
+
+import pinfold
+
+SUBSETS = [numbers for n in (1, 2, 3) for numbers in itertools.combinations((0, 1, 2), n)]
+
+
+@pytest.fixture
+def report(cgroup2, villain):
+    """Run the villain that says what it was born with."""
+
+    def run(**options):
+        return json.loads(pinfold.run(villain("report"), stdout=pinfold.PIPE, timeout=10, **options).stdout)
+
+    return run
+
+
+def refused(argv, **options) -> pinfold.SpawnError:
+    """The error of a command that cannot be started; nothing is left of it."""
+    with pytest.raises(pinfold.SpawnError) as raised:
+        pinfold.run(argv, timeout=5, **options)
+    error = raised.value
+    assert error.result.outcome == "spawn_failed"
+    assert error.result.pid is None
+    assert (error.result.receipt.emptied, error.result.receipt.removed) == (True, True)
+    return error
+
+
+# ---- where it lands ------------------------------------------------------------------------------------------
+
+
+def test_every_process_of_a_command_is_in_its_cgroup_from_its_first_instruction(cgroup2):
+    for _ in range(200):
+        result = pinfold.run(["sh", "-c", "cat /proc/self/cgroup & cat /proc/self/cgroup; wait"], capture_output=True)
+        lines = [line for line in result.stdout.decode().splitlines() if line.startswith("0::")]
+        assert lines == [f"0::{result.placement.cgroup}"] * 2
+        assert result.placement.entry == "clone3"
+
+
+def test_each_run_has_a_cgroup_of_its_own(cgroup2):
+    paths = [pinfold.run(["true"]).placement.cgroup for _ in range(20)]
+    assert len(set(paths)) == 20
+
+
+def test_thirty_two_threads_start_commands_at_once(cgroup2):
+    found: list[tuple[int, int | None, bool]] = []
+
+    def work(number: int) -> None:
+        for at in range(10):
+            result = pinfold.run(["sh", "-c", f"exit {number}"], timeout=20)
+            found.append((number * 10 + at, result.returncode, result.receipt.removed))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(32)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == [(number, number // 10, True) for number in range(320)]
+
+
+def test_a_big_heap_is_not_copied(host):
+    faults = host("big_heap", 1024)
+    assert faults["fork"] > faults["pages"] / 2, "the control: a fork makes the pages fault again"
+    assert faults["pinfold"] < faults["pages"] / 10
+
+
+# ---- steps that refuse ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "number"),
+    [
+        ("/no/such/program", pinfold.CommandNotFound, errno.ENOENT),
+        ("no-such-program-on-path", pinfold.CommandNotFound, errno.ENOENT),
+        ("/etc/passwd/program", pinfold.CommandNotFound, errno.ENOTDIR),
+        ("/etc/passwd", pinfold.CommandNotExecutable, errno.EACCES),
+        ("/tmp", pinfold.CommandNotExecutable, errno.EACCES),
+    ],
+)
+def test_a_program_that_cannot_be_executed_says_exec_and_the_errno(cgroup2, name, kind, number):
+    error = refused([name])
+    assert type(error) is kind
+    assert (error.step, error.errno) == ("exec", number)
+
+
+def script(directory, text: str) -> str:
+    """An executable file of this text."""
+    path = directory / "script"
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_bad_interpreter_is_not_called_a_missing_command(cgroup2, tmp_path):
+    error = refused([script(tmp_path, "#!/no/such/interpreter\n")])
+    assert (type(error), error.step, error.errno) == (pinfold.CommandNotExecutable, "exec", errno.ENOENT)
+    assert "interpreter" in str(error)
+
+
+def test_a_file_that_is_no_program_is_not_handed_to_a_shell(cgroup2, tmp_path):
+    marker = tmp_path / "marker"
+    path = script(tmp_path, f"echo ran > {marker}\n")
+    error = refused([path])
+    assert (type(error), error.errno) == (pinfold.CommandNotExecutable, errno.ENOEXEC)
+    by_name = refused(["script"], env={"PATH": str(tmp_path)})
+    assert by_name.errno == errno.ENOEXEC
+    assert not marker.exists()
+
+
+def test_an_empty_file_that_is_executable_is_enoexec(cgroup2, tmp_path):
+    assert refused([script(tmp_path, "")]).errno == errno.ENOEXEC
+
+
+def test_too_long_arguments_say_e2big(cgroup2):
+    error = refused(["true", *["x" * 100_000] * 40])
+    assert (error.step, error.errno) == ("exec", errno.E2BIG)
+
+
+def test_one_argument_over_the_kernels_bound_says_e2big(cgroup2):
+    assert refused(["true", "x" * (1 << 17)]).errno == errno.E2BIG
+
+
+def test_a_missing_directory_says_cwd(cgroup2, tmp_path):
+    error = refused(["true"], cwd=tmp_path / "gone")
+    assert (error.step, error.errno) == ("cwd", errno.ENOENT)
+
+
+def test_a_directory_that_is_a_file_says_cwd(cgroup2):
+    error = refused(["true"], cwd="/etc/passwd")
+    assert (error.step, error.errno) == ("cwd", errno.ENOTDIR)
+
+
+def test_a_removed_working_directory_of_the_host_does_not_stop_an_absolute_command(cgroup2, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert pinfold.run(["/bin/true"]).ok
+
+
+def test_becoming_another_user_without_privilege_says_which_step(host, delegated):
+    found = host("user_change_as_nobody", delegated)
+    assert (found["root"]["step"], found["root"]["errno"]) == ("groups", "EPERM")
+    assert (found["group"]["step"], found["group"]["errno"]) == ("gid", "EPERM")
+    assert found["root"]["removed"]
+    assert (found["self"], found["plain"]) == ("65534", "65534")
+
+
+def test_start_raises_what_run_raises(cgroup2):
+    with pytest.raises(pinfold.CommandNotFound) as raised:
+        pinfold.start(["/no/such/program"], stdin=pinfold.PIPE, stdout=pinfold.PIPE)
+    assert raised.value.result.outcome == "spawn_failed"
+
+
+def test_a_refused_start_is_quick_whatever_the_input(cgroup2):
+    assert refused(["/no/such/program"], input=b"x" * (4 << 20), capture_output=True).errno == errno.ENOENT
+
+
+# ---- PATH ----------------------------------------------------------------------------------------------------
+
+
+def test_the_path_of_the_commands_own_environment_is_searched(cgroup2, tmp_path):
+    script(tmp_path, "#!/bin/sh\necho found $1\n")
+    result = pinfold.run(["script", "it"], env={"PATH": f"/nowhere:{tmp_path}"}, capture_output=True)
+    assert result.stdout == b"found it\n"
+
+
+def test_a_program_on_our_path_is_not_found_when_the_commands_path_lacks_it(cgroup2, tmp_path):
+    assert refused(["true"], env={"PATH": str(tmp_path)}).errno == errno.ENOENT
+
+
+def test_a_refused_candidate_does_not_hide_a_later_good_one(cgroup2, tmp_path):
+    (tmp_path / "true").write_text("not executable")
+    assert pinfold.run(["true"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}).ok
+
+
+def test_a_relative_program_is_looked_for_in_the_commands_directory(cgroup2, tmp_path):
+    script(tmp_path, "#!/bin/sh\npwd\n")
+    result = pinfold.run(["./script"], cwd=tmp_path, capture_output=True)
+    assert result.stdout.decode().strip() == os.path.realpath(tmp_path)
+
+
+def test_an_environment_that_another_thread_changes_meanwhile_arrives_whole(host):
+    """Passing `environ` itself to execve is a race with putenv, which moves and frees it."""
+    assert host("changing_environment", 600) == []
+
+
+# ---- descriptors ---------------------------------------------------------------------------------------------
+
+
+def test_a_command_gets_no_descriptor_but_0_to_2(report):
+    extra = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
+    try:
+        for fd in extra:
+            os.set_inheritable(fd, True)
+        fds = report()["fds"]
+    finally:
+        for fd in extra:
+            os.close(fd)
+    assert [fd for fd in fds if fd > 2] == []
+
+
+def test_a_high_descriptor_is_closed_too(report):
+    high = 1000
+    os.dup2(0, high, inheritable=True)
+    try:
+        assert report()["fds"] == [0, 1, 2]
+    finally:
+        os.close(high)
+
+
+@pytest.mark.parametrize("numbers", SUBSETS, ids=lambda numbers: "".join(map(str, numbers)))
+def test_it_works_when_the_hosts_own_standard_descriptors_are_closed(host, numbers):
+    found = host("closed_fds", *numbers)
+    assert found["captured"] == ["in out\n", "err\n"]
+    assert (found["inherit"], found["started"], found["left"]) == (3, "through", 0)
+    seen = dict(enumerate(found["seen"]))
+    assert seen[1].startswith("pipe:")
+    assert [seen[number] for number in numbers if number != 1] == ["/dev/null"] * len([n for n in numbers if n != 1])
+
+
+@pytest.mark.parametrize("numbers", [(1,), (0, 1, 2)], ids=["1", "012"])
+def test_a_closed_stdout_of_the_host_can_be_relayed_to(host, numbers):
+    assert host("closed_fds_idle", *numbers) == 3
+
+
+@pytest.mark.parametrize("numbers", [(1,), (1, 2), (0, 1, 2)], ids=["1", "12", "012"])
+def test_stderr_can_follow_a_stdout_that_the_host_has_closed(host, numbers):
+    assert host("closed_fds_combined", *numbers) == [0, "/dev/null"]
+
+
+@pytest.mark.parametrize("swapped", [(1, 0, 2), (2, 1, 0), (1, 2, 0), (2, 2, 2)])
+def test_the_standard_descriptors_can_be_given_in_any_order(cgroup2, tmp_path, swapped):
+    """dup2 in a loop would overwrite one that is still wanted."""
+    files = [os.open(tmp_path / str(n), os.O_RDWR | os.O_CREAT) for n in range(3)]
+    saved = [os.dup(n) for n in range(3)]
+    try:
+        for n in range(3):
+            os.dup2(files[n], n)
+        result = pinfold.run(
+            ["sh", "-c", "l=$(for n in 0 1 2; do readlink /proc/$$/fd/$n; done); echo $l > $RESULT"],
+            env={**os.environ, "RESULT": str(tmp_path / "result")},
+            stdin=swapped[0],
+            stdout=swapped[1],
+            stderr=swapped[2],
+        )
+    finally:
+        for n in range(3):
+            os.dup2(saved[n], n)
+        for fd in (*files, *saved):
+            os.close(fd)
+    assert result.ok
+    assert [int(path[-1]) for path in (tmp_path / "result").read_text().split()] == list(swapped)
+
+
+def test_the_hosts_descriptors_stay_blocking(report):
+    before = [os.get_blocking(fd) for fd in range(3)]
+    assert report()["nonblocking"][1] is False
+    assert [os.get_blocking(fd) for fd in range(3)] == before
+
+
+# ---- state ---------------------------------------------------------------------------------------------------
+
+
+def test_signals_are_at_their_defaults_and_unblocked(report):
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD})
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        found = pinfold.run(["cat", "/proc/self/status"], capture_output=True).stdout.decode()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, []) >= {signal.SIGTERM, signal.SIGUSR1}
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    status = dict(line.split(":\t", 1) for line in found.splitlines() if ":\t" in line)
+    assert (int(status["SigIgn"], 16), int(status["SigBlk"], 16), int(status["SigCgt"], 16)) == (0, 0, 0)
+
+
+def test_the_control_subprocess_passes_ignored_and_blocked_signals_on():
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        done = subprocess.run(["cat", "/proc/self/status"], capture_output=True, check=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+    blocked = next(line for line in done.stdout.decode().splitlines() if line.startswith("SigBlk"))
+    assert int(blocked.split()[1], 16) != 0
+
+
+def test_umask_core_limit_privileges_and_session_are_the_plain_profiles(report):
+    old = os.umask(0o077)
+    try:
+        found = report()
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(old)
+    assert (found["umask"], found["core"], found["no_new_privs"]) == (0o022, [0, 0], "1")
+    assert found["pid"] == found["sid"] == found["pgid"] != os.getsid(0)
+
+
+def test_the_policy_can_ask_for_other_than_the_plain_profile(report):
+    policy = {"umask": 0o027, "new_session": False, "no_new_privs": False, "core_files": True}
+    found = report(policy=policy)
+    assert (found["umask"], found["no_new_privs"]) == (0o027, "0")
+    assert (found["sid"], found["pgid"]) == (os.getsid(0), os.getpgid(0))
+
+
+def test_the_groups_of_another_user_are_exactly_its_own(cgroup2):
+    result = pinfold.run(["cat", "/proc/self/status"], user="nobody", capture_output=True)
+    status = dict(line.split(":\t", 1) for line in result.stdout.decode().splitlines() if ":\t" in line)
+    assert status["Uid"].split() == ["65534"] * 4
+    assert status["Gid"].split() == ["65534"] * 4
+    assert sorted(map(int, status["Groups"].split())) == sorted(os.getgrouplist("nobody", 65534))
+    assert int(status["CapEff"], 16) == 0
+
+
+def test_starting_as_another_user_leaves_the_host_dumpable(host):
+    found = host("dumpable")
+    assert found["before"] == found["after"] == 1
+    assert found["uids"] == [0, 0, 0]
+    assert found["failed"] == "EACCES"
+
+
+# ---- the host's own children ---------------------------------------------------------------------------------
+
+
+def test_return_codes_are_right_where_the_host_ignores_sigchld(host):
+    found = host("sigchld_ignored")
+    assert found["codes"] == [0, 7, 255, -9, 5]
+    assert (found["missing"]["errno"], found["children"]) == ("ENOENT", [])
+
+
+def test_return_codes_are_right_where_another_thread_waits_for_any_child(host):
+    found = host("foreign_waiter")
+    assert (found["codes"], found["outcomes"]) == (list(range(100)), ["exited"])
+    assert found["missing"] == "ENOENT"
+
+
+def test_the_hosts_children_and_its_handler_are_left_alone(host):
+    found = host("own_children")
+    assert (found["mine"], found["theirs"]) == ([3, 4, 5], [9] * 5)
+    assert found["handler"] is True
+    assert (found["failed"], found["heard of failure"]) == ("ENOENT", 0)
+
+
+# ---- without clone3 ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", ["ENOSYS", "EPERM"])
+def test_where_clone3_is_refused_the_command_is_moved_into_its_cgroup_and_contained(host, alive, number):
+    found = host("clone3_refused", number)
+    assert (found["entry"], found["inside"]) == ("cgroup.procs", True)
+    assert (found["outcome"], found["emptied"], found["nobody"]) == ("timed_out", True, "65534")
+    assert not alive(found["stray"])
+    assert (found["missing"]["step"], found["missing"]["errno"]) == ("exec", "ENOENT")
+    assert (found["cwd"]["step"], found["cwd"]["errno"]) == ("cwd", "ENOENT")
+    assert found["children"] == []

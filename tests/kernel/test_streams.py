@@ -1,0 +1,260 @@
+"""The streams: every byte, in order, to wherever it was asked to go; and nobody waits for an end that never comes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+
+import pytest
+
+import pinfold
+
+BOTH = "for n in 1 2 3 4 5; do echo out$n; echo err$n >&2; done"
+
+
+def interleaved() -> bytes:
+    """What BOTH writes to one file."""
+    return b"".join(b"out%d\nerr%d\n" % (n, n) for n in range(1, 6))
+
+
+# ---- a pipe end outside the cgroup ---------------------------------------------------------------------------
+
+
+def test_a_write_end_that_was_handed_outside_delays_nobody(cgroup2, villain, tmp_path):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        begin = time.monotonic()
+        result = pinfold.run(villain("pipe_hander", path), capture_output=True, timeout=10)
+        took = time.monotonic() - begin
+        connection, _ = listener.accept()
+        with connection:
+            _data, fds, _flags, _address = socket.recv_fds(connection, 1, 4)
+    try:
+        assert (result.outcome, result.stdout, took < 3) == ("exited", b"handed over\n", True)
+        assert result.receipt.pipe_held is True
+        assert result.receipt.emptied is True
+        with pytest.raises(BrokenPipeError):
+            os.write(fds[0], b"too late")
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_a_live_reader_is_not_kept_waiting_by_an_end_outside_either(cgroup2, villain, tmp_path):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with pinfold.start(villain("pipe_hander", path), stdout=pinfold.PIPE, timeout=10) as run:
+            begin = time.monotonic()
+            assert run.stdout.read() == b"handed over\n"
+            assert time.monotonic() - begin < 3
+            run.wait(5)
+        connection, _ = listener.accept()
+        with connection:
+            for fd in socket.recv_fds(connection, 1, 4)[1]:
+                os.close(fd)
+
+
+def test_a_pipe_that_ended_is_not_called_held(cgroup2):
+    assert pinfold.run(["echo"], capture_output=True).receipt.pipe_held is False
+
+
+# ---- flags ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["run", "start"])
+def test_a_command_never_gets_a_nonblocking_stream(cgroup2, villain, how):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), pinfold.PIPE)
+    if how == "run":
+        out = pinfold.run(villain("report"), **pipes).stdout
+    else:
+        with pinfold.start(villain("report"), **pipes) as run:
+            out = run.communicate()[0]
+    assert b'"nonblocking": [false, false, false]' in out
+
+
+@pytest.mark.parametrize("options", [{}, {"idle_timeout": 10}, {"output_limit": 10}], ids=["as is", "idle", "limit"])
+def test_what_we_inherit_stays_as_it_was(cgroup2, options):
+    read, write = os.pipe()
+    try:
+        pinfold.run(["sh", "-c", "echo hello"], stdin=read, stdout=write, **options)
+        assert (os.get_blocking(read), os.get_blocking(write)) == (True, True)
+        assert os.read(read, 100) == b"hello\n"
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+# ---- input ---------------------------------------------------------------------------------------------------
+
+
+def test_input_that_is_not_read_is_no_error(cgroup2):
+    result = pinfold.run(["head", "-c", "10"], input=b"x" * (4 << 20), capture_output=True, timeout=10)
+    assert (result.outcome, result.returncode, result.stdout) == ("exited", 0, b"x" * 10)
+
+
+def test_input_to_a_command_that_closes_its_stdin_is_no_error(cgroup2):
+    result = pinfold.run(["sh", "-c", "exec <&-; sleep 0.1; echo on"], input=b"x" * (4 << 20), capture_output=True)
+    assert (result.returncode, result.stdout) == (0, b"on\n")
+
+
+def test_much_input_and_output_do_not_block_each_other(cgroup2):
+    data = os.urandom(4 << 20)
+    result = pinfold.run(["cat"], input=data, capture_output=True, timeout=20)
+    assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(data).digest()
+    assert result.stdout_stream.bytes == len(data)
+
+
+def test_empty_input_is_the_end_at_once(cgroup2):
+    assert pinfold.run(["cat"], input=b"", capture_output=True, timeout=10).stdout == b""
+
+
+# ---- where output goes ---------------------------------------------------------------------------------------
+
+
+def test_output_goes_to_a_path_a_file_an_fd_and_nowhere(cgroup2, tmp_path):
+    pinfold.run(["echo", "path"], stdout=tmp_path / "path")
+    with open(tmp_path / "file", "w") as file:
+        file.write("before\n")
+        pinfold.run(["echo", "file"], stdout=file)
+        pinfold.run(["echo", "fd"], stdout=file.fileno())
+    result = pinfold.run(["echo", "nowhere"], stdout=pinfold.DEVNULL, stderr=pinfold.DEVNULL)
+    assert (tmp_path / "path").read_text() == "path\n"
+    assert (tmp_path / "file").read_text() == "before\nfile\nfd\n"
+    assert (result.stdout, result.stdout_stream.bytes) == (None, None)
+
+
+def test_inherited_output_goes_where_ours_goes(cgroup2, capfd):
+    pinfold.run(["sh", "-c", "echo out; echo err >&2"])
+    pinfold.run(["sh", "-c", "echo out; echo err >&2"], idle_timeout=10)
+    assert capfd.readouterr() == ("out\nout\n", "err\nerr\n")
+
+
+def test_stderr_goes_where_stdout_goes_in_the_order_of_the_writes(cgroup2, tmp_path):
+    captured = pinfold.run(["sh", "-c", BOTH], stdout=pinfold.PIPE, stderr=pinfold.STDOUT)
+    pinfold.run(["sh", "-c", BOTH], stdout=tmp_path / "file", stderr=pinfold.STDOUT)
+    relayed = pinfold.run(["sh", "-c", BOTH], stdout=tmp_path / "relayed", stderr=pinfold.STDOUT, idle_timeout=10)
+    assert captured.stdout == interleaved()
+    assert captured.stderr is None
+    assert (tmp_path / "file").read_bytes() == interleaved()
+    assert (tmp_path / "relayed").read_bytes() == interleaved()
+    assert relayed.stdout_stream.bytes == len(interleaved())
+
+
+def test_a_receiver_that_is_gone_ends_the_writer_as_it_would_without_us(cgroup2):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        result = pinfold.run(["sh", "-c", "while :; do echo y; done"], stdout=write, idle_timeout=5, timeout=10)
+    finally:
+        os.close(write)
+    assert (result.outcome, result.returncode) == ("signaled", -13)
+
+
+def test_a_receiver_that_refuses_is_the_commands_trouble_not_the_callers(cgroup2):
+    """A full disk: without a relay the command sees it, and run returns a Result."""
+    with open("/dev/full", "wb", buffering=0) as full:
+        direct = pinfold.run(["sh", "-c", "echo hello || exit 3"], stdout=full, timeout=10)
+        relayed = pinfold.run(["sh", "-c", "echo hello || exit 3"], stdout=full, timeout=10, idle_timeout=5)
+    assert direct.returncode == 3
+    assert relayed.outcome in ("exited", "signaled")
+    assert relayed.receipt.emptied
+
+
+# ---- limits --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 9, 10, 1000, 65536, 200_001])
+def test_over_its_output_limit_head_and_tail_are_kept_and_all_is_counted(cgroup2, villain, limit):
+    total = 1 << 20
+    whole = bytes(range(256)) * (total // 256)
+    result = pinfold.run(villain("thrower", total), capture_output=True, output_limit=limit)
+    head, tail = limit - limit // 2, limit // 2
+    assert result.outcome == "exited"
+    assert result.stdout == whole[:head] + whole[total - tail :]
+    stream = result.stdout_stream
+    assert (stream.bytes, stream.kept, stream.truncated) == (total, limit, True)
+
+
+def test_up_to_its_output_limit_nothing_is_cut(cgroup2, villain):
+    result = pinfold.run(villain("thrower", 70_000), capture_output=True, output_limit=70_000)
+    assert (len(result.stdout), result.stdout_stream.truncated) == (70_000, False)
+
+
+def test_a_flood_is_ended_where_the_policy_says_kill(cgroup2):
+    policy = pinfold.Policy(output_exceeded="kill")
+    result = pinfold.run(["yes"], capture_output=True, output_limit="1M", policy=policy, timeout=20)
+    assert (result.outcome, result.returncode, result.limit_hit) == ("output_exceeded", -9, None)
+    assert len(result.stdout) == 1 << 20
+    assert result.receipt.emptied
+
+
+# ---- start ---------------------------------------------------------------------------------------------------
+
+
+def test_communicate_feeds_and_reads_to_both_ends(cgroup2):
+    data = os.urandom(1 << 20)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), pinfold.PIPE)
+    with pinfold.start(["sh", "-c", "tee /dev/stderr"], timeout=20, **pipes) as run:
+        assert run.communicate(data) == (data, data)
+    assert run.returncode == 0
+
+
+def test_communicate_feeds_a_command_whose_output_is_not_piped(cgroup2, tmp_path):
+    with pinfold.start(["cat"], stdin=pinfold.PIPE, stdout=tmp_path / "out", timeout=5) as run:
+        assert run.communicate(b"fed") == (None, None)
+        assert run.wait(1).outcome == "exited"
+    assert (tmp_path / "out").read_bytes() == b"fed"
+
+
+def test_communicate_feeds_a_command_that_closes_its_output_first(cgroup2, tmp_path):
+    argv = ["sh", "-c", f"exec >&-; cat > {tmp_path}/out"]
+    data = b"x" * (1 << 20)
+    with pinfold.start(argv, stdin=pinfold.PIPE, stdout=pinfold.PIPE, timeout=5) as run:
+        assert run.communicate(data) == (b"", None)
+        assert run.wait(1).outcome == "exited"
+    assert (tmp_path / "out").read_bytes() == data
+
+
+def test_communicate_returns_though_a_write_end_was_handed_outside(cgroup2, villain, tmp_path):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with pinfold.start(villain("pipe_hander", path), stdout=pinfold.PIPE, timeout=10) as run:
+            begin = time.monotonic()
+            assert run.communicate() == (b"handed over\n", None)
+            assert time.monotonic() - begin < 3
+        connection, _ = listener.accept()
+        with connection:
+            for fd in socket.recv_fds(connection, 1, 4)[1]:
+                os.close(fd)
+
+
+def test_text_mode_gives_text_streams(cgroup2):
+    pipes = {"stdin": pinfold.PIPE, "stdout": pinfold.PIPE}
+    with pinfold.start(["cat"], encoding="utf-8", timeout=5, **pipes) as run:
+        run.stdin.write("grün\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == "grün\n"
+        run.stdin.close()
+        assert run.stdout.read() == ""
+    assert pinfold.run(["cat"], input="grün", encoding="utf-8", capture_output=True).stdout == "grün"
+
+
+def test_an_unknown_encoding_is_refused_before_anything_is_started(cgroup2, tmp_path):
+    marker = tmp_path / "marker"
+    for verb in (pinfold.run, pinfold.start):
+        with pytest.raises((pinfold.UsageError, LookupError)):
+            verb(["sh", "-c", f"touch {marker}; sleep 60"], stdout=pinfold.PIPE, encoding="no such", timeout=1)
+    assert not marker.exists()
+
+
+def test_a_closed_descriptor_is_refused_before_anything_is_started(cgroup2):
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        pinfold.run(["true"], stdout=9999)

@@ -1,0 +1,113 @@
+"""Errors: one tree, the standard library's classes beside it, facts that survive."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import pickle
+import subprocess
+
+import pytest
+
+import pinfold
+from pinfold import errors
+from pinfold.result import Placement, Result
+
+ENOENT = OSError(errno.ENOENT, "No such file or directory")
+
+
+def a_result(outcome="exited", returncode=3):
+    return Result(
+        args=["sh"], argv=["sh"], outcome=outcome, returncode=returncode, pid=1, run_id="r", started_at=0.0,
+        duration=0.0, placement=Placement("cgroupfs", "/x"), guarantee="cooperative",
+    )  # fmt: skip
+
+
+EXAMPLES = [
+    errors.UsageError("timeout -1: must not be negative"),
+    errors.Unsupported("feature", "found", "fix"),
+    errors.NoCgroup2("cgroup v2", "not mounted", "mount it"),
+    errors.NotDelegated("a cgroup of our own", "uid 1 may not", "ask"),
+    errors.NoSystemd("systemd", "no bus", "start it"),
+    errors.CgroupError("write", "/x/memory.max", OSError(errno.EBUSY, "Device or resource busy"), "1"),
+    errors.SpawnError("cwd", errno.ENOENT, "'sh'", "the directory is '/x'"),
+    errors.CommandNotFound("exec", errno.ENOENT, "'nope'", "not found on PATH '/bin'"),
+    errors.CommandNotExecutable("exec", errno.EACCES, "'/etc'", "it is a directory"),
+    errors.TimeoutExpired(a_result("timed_out", -9), 2.0),
+    errors.CommandFailed(a_result()),
+]
+examples = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+
+
+def test_there_is_an_example_of_every_error():
+    public = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Error)}
+    assert public - {type(error) for error in EXAMPLES} == {errors.Error, errors.RunError}
+
+
+@pytest.mark.parametrize(
+    ("kind", "parents"),
+    [
+        (errors.UsageError, (ValueError,)),
+        (errors.NoCgroup2, (errors.Unsupported,)),
+        (errors.NotDelegated, (errors.Unsupported,)),
+        (errors.NoSystemd, (errors.Unsupported,)),
+        (errors.CgroupError, (OSError,)),
+        (errors.SpawnError, (OSError,)),
+        (errors.CommandNotFound, (errors.SpawnError, FileNotFoundError)),
+        (errors.CommandNotExecutable, (errors.SpawnError, PermissionError)),
+        (errors.TimeoutExpired, (errors.RunError, subprocess.TimeoutExpired)),
+        (errors.CommandFailed, (errors.RunError, subprocess.CalledProcessError)),
+    ],
+)
+def test_an_error_is_also_what_existing_handlers_catch(kind, parents):
+    assert all(issubclass(kind, parent) for parent in (*parents, pinfold.Error))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (errors.UsageError, 125), (errors.Unsupported, 125), (errors.NoCgroup2, 125), (errors.CgroupError, 125),
+        (errors.SpawnError, 125), (errors.CommandNotFound, 127), (errors.CommandNotExecutable, 126),
+        (errors.TimeoutExpired, 124),
+    ],
+)  # fmt: skip
+def test_an_error_has_the_exit_code_of_the_contract(kind, code):
+    assert kind.exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (EXAMPLES[1], "feature: found (fix)"),
+        (EXAMPLES[5], "write /x/memory.max=1: Device or resource busy"),
+        (errors.CgroupError("rmdir", "/x", ENOENT), "rmdir /x: No such file or directory"),
+        (EXAMPLES[6], "cannot run 'sh': cwd: No such file or directory (the directory is '/x')"),
+        (errors.SpawnError("clone", errno.EAGAIN, "'sh'"), "cannot run 'sh': clone: Resource temporarily unavailable"),
+        (EXAMPLES[10], "Command '['sh']' returned non-zero exit status 3."),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_message_says_what_was_done_and_what_happened(error, text):
+    assert str(error) == text
+
+
+def test_the_facts_are_attributes():
+    unsupported, cgroup, spawn = EXAMPLES[1], EXAMPLES[5], EXAMPLES[7]
+    assert (unsupported.feature, unsupported.found, unsupported.fix) == ("feature", "found", "fix")
+    assert (cgroup.op, cgroup.file, cgroup.value, cgroup.errno) == ("write", "/x/memory.max", "1", errno.EBUSY)
+    assert (spawn.step, spawn.errno, spawn.subject, spawn.errno_name) == ("exec", errno.ENOENT, "'nope'", "ENOENT")
+    assert spawn.result is None
+
+
+def test_an_errno_without_a_name_is_its_number():
+    assert errors.SpawnError("clone", 9999, "'sh'").errno_name == "9999"
+
+
+@examples
+@pytest.mark.parametrize("again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy], ids=["pickle", "copy"])
+def test_an_error_survives_the_way_to_another_process(error, again):
+    """A process pool whose worker raises what cannot be unpickled breaks, or hangs (multiprocessing.Pool)."""
+    other = again(error)
+    assert type(other) is type(error)
+    assert str(other) == str(error)
+    assert vars(other) == vars(error)
