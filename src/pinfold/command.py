@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,12 +85,12 @@ def _argv(argv: Sequence[Any]) -> list[bytes]:
 
 
 def _bytes(value: Any, what: str) -> bytes:
-    if type(value) is str:
-        out = os.fsencode(value)
-    elif isinstance(value, _PATHLIKE):
-        out = os.fsencode(os.fspath(value))
-    else:
+    if not isinstance(value, _PATHLIKE):
         raise UsageError(f"{what} is {type(value).__name__} {value!r}: must be str, bytes or a path")
+    try:
+        out = os.fsencode(value)
+    except UnicodeEncodeError:
+        raise UsageError(f"{what} {value!r}: cannot be encoded for the file system") from None
     if b"\0" in out:
         raise UsageError(f"{what} {value!r}: has a NUL byte, which the kernel cannot pass on")
     return out
@@ -138,7 +139,7 @@ def _unless_ours(identity: Identity) -> Identity:
 def _lookup(value: str | int, what: str, by_name: Any, by_id: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise UsageError(f"{what} {value!r}: must be a name or a number")
-    if isinstance(value, str) and not value.isdigit():
+    if isinstance(value, str) and not re.fullmatch(r"\d{1,10}", value):
         try:
             return by_name(value)
         except (KeyError, ValueError):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import errno as _errno
 import os
 import subprocess
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from pinfold.result import Result
@@ -48,6 +48,9 @@ class Unsupported(Error):
         super().__init__(f"{feature}: {found} ({fix})")
         self.feature, self.found, self.fix = feature, found, fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.feature, self.found, self.fix), self.__dict__
+
 
 class NoCgroup2(Unsupported):
     """There is no cgroup v2 mount that this process can use."""
@@ -67,6 +70,9 @@ class CgroupError(Error, OSError):
     def __init__(self, op: str, file: str, error: OSError, value: str | None = None, advice: str | None = None) -> None:
         super().__init__(error.errno, error.strerror)
         self.op, self.file, self.value, self.advice = op, file, value, advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.op, self.file, OSError(self.errno, self.strerror), self.value, self.advice), vars(self)
 
     def __str__(self) -> str:
         what = self.file if self.value is None else f"{self.file}={self.value}"
@@ -88,6 +94,9 @@ class SpawnError(Error, OSError):
     def __init__(self, step: str, errno: int, subject: str, advice: str | None = None) -> None:
         super().__init__(errno, os.strerror(errno))
         self.step, self.subject, self.advice = step, subject, advice
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.step, self.errno, self.subject, self.advice), self.__dict__
 
     def __str__(self) -> str:
         advice = f" ({self.advice})" if self.advice else ""
@@ -119,6 +128,8 @@ class RunError(Error):
 
 class TimeoutExpired(RunError, subprocess.TimeoutExpired):
     """The command was ended by one of its time limits."""
+
+    exit_code: ClassVar[int] = 124
 
     def __init__(self, result: Result, timeout: float) -> None:
         super().__init__(result.args, timeout, output=result.stdout, stderr=result.stderr)

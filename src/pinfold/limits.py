@@ -32,7 +32,9 @@ class Limits:
         for name in ("pids_max", "cpu_weight"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _count(value, name))
-        if self.cpu_max is not None and not 0 < self.cpu_max < 1e6:
+        if self.cpu_weight is not None and self.cpu_weight > 10000:
+            raise UsageError(f"cpu_weight {self.cpu_weight}: must be at most 10000")
+        if self.cpu_max is not None and not (type(self.cpu_max) in (int, float) and 0 < self.cpu_max < 1e6):
             raise UsageError(f"cpu_max {self.cpu_max}: must be a positive number of CPUs")
 
     def asked(self) -> dict[str, int | float]:
@@ -49,7 +51,7 @@ class Limits:
 
 def _count(value: object, what: str) -> int:
     text = str(value)
-    if isinstance(value, bool) or not re.fullmatch(r"-?\d+", text):
+    if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,18}", text):
         raise UsageError(f"{what} {value!r}: must be a whole number")
     number = int(text)
     if number < 1:

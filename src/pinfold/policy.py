@@ -34,8 +34,8 @@ class Policy:
             raise UsageError(f"profile {self.profile!r}: known is plain")
         if self.output_exceeded not in ("truncate", "kill"):
             raise UsageError(f"output_exceeded {self.output_exceeded!r}: must be 'truncate' or 'kill'")
-        if not 0 <= self.umask <= 0o777:
-            raise UsageError(f"umask {self.umask:#o}: must be between 0 and 0777")
+        if not (isinstance(self.umask, int) and 0 <= self.umask <= 0o777):
+            raise UsageError(f"umask {self.umask!r}: must be between 0 and 0777")
 
     @property
     def guarantee(self) -> Guarantee:

@@ -38,12 +38,16 @@ def size(value: object, what: str = "size") -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise UsageError(f"{what} {value}: must not be negative")
+        if value >= 2**63:
+            raise UsageError(f"{what}: more than the kernel can count (2^63 - 1 bytes)")
         return value
     if not isinstance(value, str):
         raise UsageError(f"{what} {value!r}: must be bytes as an int, or text such as '64M'")
     text = value.strip()
     if match := _SIZE.fullmatch(text):
         number, unit, binary = match.groups()
+        if len(number) > 40:
+            raise UsageError(f"{what} {value!r}: more than the kernel can count (2^63 - 1 bytes)")
         if unit or not binary:
             # Exact for integers of any length; a float would round above 2**53.
             scale = int(1024 ** _POWERS[unit])
@@ -68,7 +72,7 @@ def span(value: object, what: str = "time") -> float:
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         # An int can be larger than any float; it is refused below all the same.
-        seconds = math.copysign(2 * _MAX_SECONDS, value) if _MAX_SECONDS < abs(value) < INFINITY else float(value)
+        seconds = (2 * _MAX_SECONDS if value > 0 else -2 * _MAX_SECONDS) if _MAX_SECONDS < abs(value) < INFINITY else float(value)
     elif isinstance(value, str):
         seconds = _span_of_text(value, what)
     else:
@@ -78,7 +82,7 @@ def span(value: object, what: str = "time") -> float:
     if seconds < 0:
         raise UsageError(f"{what} {value!r}: must not be negative")
     if _MAX_SECONDS < seconds < INFINITY:
-        raise UsageError(f"{what} {value}: longer than 300 years; say 'infinity' for no limit")
+        raise UsageError(f"{what} {seconds if isinstance(value, int) else value}: longer than 300 years; say 'infinity' for no limit")
     return seconds
 
 
@@ -98,7 +102,7 @@ def _span_of_text(value: str, what: str) -> float:
             )
         if unit not in _SPAN_UNITS:
             raise UsageError(f"{what} {value!r}: unknown unit {unit!r}; known are us ms s m (min) h d w")
-        total += float(number) * _SPAN_UNITS[unit]
+        total += min(float(number) * _SPAN_UNITS[unit], 2 * _MAX_SECONDS)
         at = match.end()
     if at < len(text) or not text:
         raise UsageError(f"{what} {value!r}: expected seconds or a span such as '5', '500ms', '1min 30s'")
@@ -110,9 +114,9 @@ def signal_number(value: object, what: str = "signal") -> int:
     text = str(value).strip().upper()
     if isinstance(value, int) and not isinstance(value, bool):
         number = int(value)
-    elif text.isdigit():
+    elif re.fullmatch(r"\d{1,9}", text):
         number = int(text)
-    elif match := re.fullmatch(r"(?:SIG)?RTMIN\+(\d+)", text):
+    elif match := re.fullmatch(r"(?:SIG)?RTMIN\+(\d{1,3})", text):
         number = signal.SIGRTMIN + int(match.group(1))
     else:
         name = text if text.startswith("SIG") else "SIG" + text
@@ -129,7 +133,7 @@ def signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}" if number > signal.SIGRTMIN else f"signal {number}"
 
 
 def readable_size(n: int) -> str:
@@ -144,6 +148,8 @@ def readable_size(n: int) -> str:
 
 def readable_span(seconds: float) -> str:
     """0.4 ms, 1.25 s, 2 min 5 s."""
+    if seconds == INFINITY:
+        return "infinity"
     if seconds < 1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 60:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import select
 import signal
 import termios
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +40,21 @@ def test_under_timeout_of_coreutils_the_request_arrives_once(terminal, python):
     assert terminal.told().startswith("ended 7 ")
 
 
-@pytest.mark.parametrize("after", [0.0, 0.03, 0.06, 0.08, 0.09, 0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.17, 0.2, 0.3])
+def _holds_back(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    blocked = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk"))
+    return bool(blocked & 1 << number - 1)
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_ctrl_c_while_the_command_is_being_started_is_not_lost(terminal, wait_until, attempt):
+    terminal.start("--timeout", "3", "sleep", "30")
+    wait_until(lambda: _holds_back(terminal.job, signal.SIGINT), "the moment before the command is there")
+    terminal.type(b"\x03")
+    assert not terminal.told().startswith("ended 124")
+
+
+@pytest.mark.parametrize("after", [0.0, 0.04, 0.08, 0.12, 0.16, 0.2])
 def test_ctrl_c_is_lost_at_no_moment_of_the_start(terminal, wait_until, after):
     terminal.start("--timeout", "3", "sleep", "30")
     wait_until(terminal.started, "the job in the foreground")
@@ -194,14 +210,16 @@ def test_size_of_the_terminal_is_seen_and_its_changes_too(terminal, python):
     assert terminal.told() == "ended 0 foreground True"
 
 
-def test_hangup_ends_it(terminal, wait_until, cgroup2):
-    import os
-
-    terminal.start("sleep", "300")
-    below = lambda: [d for d, _, _ in os.walk(cgroup2) if "/run-" in d]  # noqa: E731
-    wait_until(below, "the run")
+@pytest.mark.parametrize("when", ["while it runs", "while it is being started"])
+def test_hangup_ends_it(terminal, wait_until, cgroup2, when):
+    terminal.start("sh", "-c", "echo ready; exec sleep 300")
+    if when == "while it runs":
+        terminal.until(b"ready")
+    else:
+        wait_until(lambda: _holds_back(terminal.job, signal.SIGHUP), "the moment before the command is there")
     terminal.hang_up()
-    wait_until(lambda: not below(), "the end of the run")
+    wait_until(lambda: not Path(f"/proc/{terminal.job}").exists(), "the end of pinfold")
+    assert not [d for d, _, _ in os.walk(cgroup2) if "/run-" in d]
 
 
 def test_strays_on_a_terminal_are_killed_and_named(terminal):

@@ -70,12 +70,16 @@ def write(fd: int, name: str, value: str) -> None:
         raise CgroupError("write", name, error, value) from error
 
 
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 20
+
+
 def flat_keyed(text: str) -> dict[str, int]:
     """`KEY VALUE` lines (cpu.stat, cgroup.events, memory.events); values that are no numbers are left out."""
     out = {}
     for line in text.splitlines():
         key, _, value = line.partition(" ")
-        if value.isdigit():
+        if _digits(value):
             out[key] = int(value)
     return out
 
@@ -84,6 +88,8 @@ def nested_keyed(text: str) -> dict[str, dict[str, str]]:
     """`KEY SUBKEY=VALUE …` lines (io.stat, *.pressure)."""
     out = {}
     for line in text.splitlines():
+        if not line.strip():
+            continue
         key, *pairs = line.split()
         out[key] = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     return out
@@ -91,7 +97,7 @@ def nested_keyed(text: str) -> dict[str, dict[str, str]]:
 
 def number(text: str | None) -> int | None:
     """The value of a file that holds one number; None for `max`, or where there is no such file."""
-    return int(text) if text is not None and text.strip().isdigit() else None
+    return int(text) if text is not None and _digits(text.strip()) else None
 
 
 def stall_usec(pressure: str | None, kind: str) -> int | None:
@@ -100,4 +106,4 @@ def stall_usec(pressure: str | None, kind: str) -> int | None:
         return None
     _, found, rest = pressure.partition(kind + " ")
     total = rest.partition("\n")[0].rpartition("total=")[2]
-    return int(total) if found and total.isdigit() else None
+    return int(total) if found and _digits(total) else None

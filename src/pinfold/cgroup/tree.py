@@ -46,7 +46,7 @@ def _unescape(text: str) -> str:
 def mounts(mountinfo: str) -> list[Mount]:
     """The cgroup2 mounts in a mountinfo text. Hosts with v1 beside it mount it lower down."""
     found = []
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         before, _, after = line.partition(" - ")
         if after.split(" ", 1)[0] != "cgroup2":
             continue
@@ -65,7 +65,7 @@ def mounts(mountinfo: str) -> list[Mount]:
 
 def own_path(proc_cgroup: str) -> str | None:
     """Our cgroup v2 path from a /proc/PID/cgroup text (the line `0::`), or None."""
-    for line in proc_cgroup.splitlines():
+    for line in proc_cgroup.split("\n"):
         if line.startswith("0::"):
             return line[3:].removesuffix(" (deleted)")
     return None
@@ -73,14 +73,17 @@ def own_path(proc_cgroup: str) -> str | None:
 
 def locate(mount: Mount, path: str) -> str | None:
     """The directory that shows the cgroup `path` below this mount, or None if it does not show it."""
+    # Beyond the root of our cgroup namespace there are no names (cgroup_namespaces(7)).
+    if any(p == "/.." or p.startswith("/../") for p in (mount.root, path)):
+        return None
     relative = os.path.relpath(path, mount.root)
-    if relative.startswith(".."):
+    if relative == ".." or relative.startswith("../"):
         return None
     return os.path.normpath(os.path.join(mount.point, relative))
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
         return file.read()
 
 

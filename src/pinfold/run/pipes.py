@@ -65,6 +65,7 @@ class Capture:
 
     def __init__(self, fd: int, limit: int | None) -> None:
         self.fd, self.limit = fd, limit
+        self._poller: Poller | None = None
         self.count, self.done = 0, False
         self.on_bytes: Callable[[], None] | None = None
         # Grows by mremap(2) and hands its buffer out: a list of chunks to join would copy everything twice.
@@ -141,7 +142,8 @@ class Capture:
     def close(self) -> None:
         """Stop reading. Nothing more arrives in `data`."""
         if self.fd >= 0:
-            self._poller.drop(self.fd)
+            if self._poller is not None:
+                self._poller.drop(self.fd)
             os.close(self.fd)
             self.fd = -1
 
@@ -157,6 +159,7 @@ class Relay:
 
     def __init__(self, fd: int, out: int, limit: int | None) -> None:
         self.fd, self._out, self.limit = fd, out, limit
+        self._poller: Poller | None = None
         self.count = self.kept = 0
         self.done = False
         self.on_bytes: Callable[[], None] | None = None
@@ -195,7 +198,8 @@ class Relay:
                 return
             try:
                 written = _write_quietly(self._out, self._pending[:_ATOMIC])
-            except BrokenPipeError:
+            except OSError:
+                self.kept -= len(self._pending)
                 # Nobody reads any more: the command learns it the same way.
                 self._pending = b""
                 self.close()
@@ -239,8 +243,9 @@ class Relay:
     def close(self) -> None:
         """Stop reading and let go of the receiver."""
         if self.fd >= 0:
-            self._poller.drop(self.fd)
-            self._poller.drop(self._out)
+            if self._poller is not None:
+                self._poller.drop(self.fd)
+                self._poller.drop(self._out)
             os.close(self.fd)
             os.close(self._out)
             self.fd = self._out = -1
@@ -253,6 +258,7 @@ class Feed:
 
     def __init__(self, fd: int, data: bytes) -> None:
         self.fd, self._left = fd, memoryview(data)
+        self._poller: Poller | None = None
 
     def watch(self, poller: Poller) -> None:
         """Begin; with no input the stream is closed at once."""
@@ -277,7 +283,8 @@ class Feed:
     def close(self) -> None:
         """Close the command's input."""
         if self.fd >= 0:
-            self._poller.drop(self.fd)
+            if self._poller is not None:
+                self._poller.drop(self.fd)
             os.close(self.fd)
             self.fd = -1
             self._left = memoryview(b"")

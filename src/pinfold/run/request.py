@@ -109,19 +109,25 @@ class Request:
             stdout = stderr = PIPE
         if encoding is None and text:
             encoding = locale.getencoding()
+        if encoding is not None:
+            _check_encoding(encoding)
         if input is not None:
             if stdin is not None and stdin != PIPE:
                 raise UsageError("input goes to stdin: give one or the other")
             stdin = PIPE
         cap = None if output_limit is None else units.size(output_limit, "output_limit")
         bounds = _UNBOUNDED
-        if not timeout is idle_timeout is cpu_timeout is None or grace or timeout == 0:
+        if grace is None:
+            grace = 0
+        stop = units.signal_number(stop_signal, "stop_signal")
+        patience = units.span(grace, "grace")
+        if not timeout is idle_timeout is cpu_timeout is None or patience:
             bounds = Bounds(
                 _bound(timeout, "timeout"),
-                units.span(grace or 0, "grace"),
+                patience,
                 _bound(idle_timeout, "idle_timeout"),
                 _bound(cpu_timeout, "cpu_timeout"),
-                units.signal_number(stop_signal, "stop_signal"),
+                stop,
             )
         watched = idle_timeout is not None or cap is not None
         if manual and watched and PIPE in (stdout, stderr):
@@ -140,11 +146,26 @@ class Request:
         """Captured bytes as the caller wants them."""
         if data is None or self.encoding is None:
             return data
-        return data.decode(self.encoding, "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+        try:
+            return self._lines(data.decode(self.encoding, "surrogateescape"))
+        except UnicodeDecodeError:
+            return self._lines(data.decode(self.encoding, "backslashreplace"))
+
+    @staticmethod
+    def _lines(text: str) -> str:
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 _PLAIN = Policy()
 _UNBOUNDED = Bounds()
+
+
+def _check_encoding(encoding: Any) -> None:
+    try:
+        b"".decode(encoding)
+        "".encode(encoding)
+    except (LookupError, TypeError, ValueError):
+        raise UsageError(f"encoding {encoding!r}: no such text encoding") from None
 
 
 def _bound(value: Span, what: str) -> float:
@@ -159,6 +180,8 @@ def _of(kind: Any, value: Any, what: str) -> Any:
     try:
         return kind(**value)
     except TypeError:
+        if not {str(name) for name in value} - set(kind.__dataclass_fields__):
+            raise
         known = ", ".join(kind.__dataclass_fields__)
         unknown = ", ".join(str(name) for name in value if name not in kind.__dataclass_fields__)
         raise UsageError(f"{what}: {unknown} is unknown; known are {known}") from None
@@ -168,7 +191,10 @@ def _input(data: bytes | str | None, encoding: str | None) -> bytes | None:
     if isinstance(data, str):
         if encoding is None:
             raise UsageError("input is text: say text=True or encoding=")
-        return data.encode(encoding, "surrogateescape")
+        try:
+            return data.encode(encoding, "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise UsageError(f"input: cannot be encoded as {encoding}: {error}") from error
     if data is None or isinstance(data, (bytes, bytearray, memoryview)):
         return data if data is None else bytes(data)
     raise UsageError(f"input is {type(data).__name__}: must be bytes, or text with text=True")

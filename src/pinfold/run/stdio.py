@@ -135,6 +135,8 @@ def _fd_of(target: IO[Any] | int | str | os.PathLike[Any] | None, what: str, fla
         os.fstat(target)  # a closed one is the caller's error, not the command's
         return target
     if isinstance(target, (str, os.PathLike)):
+        if "\0" in os.fsdecode(target):
+            raise UsageError(f"{what} {target!r}: has a NUL byte")
         return _opened(os.open(target, flags | os.O_CLOEXEC, 0o666), io)
     if hasattr(target, "fileno"):
         if hasattr(target, "flush") and flags != os.O_RDONLY:
