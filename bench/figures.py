@@ -63,7 +63,7 @@ def show(title: str, samples: dict[str, list[float]], ours: str, theirs: str, mo
 def run_true(rounds: int, gap: float = 0.0) -> dict[str, list[float]]:
     """`true`, with our timeout armed and without theirs."""
     variants: Variants = {
-        "subprocess.run(true)": lambda: subprocess.run(TRUE),
+        "subprocess.run(true)": lambda: subprocess.run(TRUE, check=False),
         "pinfold.run(true, timeout=5)": lambda: pinfold.run(TRUE, timeout=5),
     }
     return interleaved(variants, rounds, gap)
@@ -89,7 +89,7 @@ def heap(rounds: int) -> bool:
 def echo(rounds: int) -> bool:
     ours, theirs = "pinfold.run(capture_output, timeout=5)", "subprocess.run(capture_output, timeout=5)"
     variants: Variants = {
-        theirs: lambda: subprocess.run(ECHO, capture_output=True, timeout=5),
+        theirs: lambda: subprocess.run(ECHO, check=False, capture_output=True, timeout=5),
         ours: lambda: pinfold.run(ECHO, capture_output=True, timeout=5),
     }
     return show("echo to both streams", interleaved(variants, rounds), ours, theirs, 0.6)
@@ -99,7 +99,7 @@ def output(rounds: int) -> bool:
     flood = ["head", "-c", str(1024 * MIB), "/dev/zero"]
     ours, theirs = "pinfold.run, output_limit 1M", "subprocess.run(capture_output)"
     variants: Variants = {
-        theirs: lambda: subprocess.run(flood, capture_output=True),
+        theirs: lambda: subprocess.run(flood, check=False, capture_output=True),
         "pinfold.run(capture_output)": lambda: pinfold.run(flood, capture_output=True),
         ours: lambda: pinfold.run(flood, capture_output=True, output_limit="1M"),
     }

@@ -32,7 +32,7 @@ class Command:
     """
 
     argv: list[bytes]
-    env: list[bytes] | None
+    env: list[bytes]
     path: bytes
     cwd: bytes | None
     identity: Identity
@@ -51,7 +51,8 @@ class Command:
         arguments = _argv(argv)
         return cls(
             arguments,
-            None if env is None else _environment(env),
+            # Not left to the C side: `environ` may be reallocated by another thread while it is read.
+            [name + b"=" + value for name, value in os.environb.items()] if env is None else _environment(env),
             _search_path(env),
             None if cwd is None else _bytes(cwd, "cwd"),
             _NOBODY_ELSE if user is None and group is None else _identity(user, group),

@@ -72,7 +72,11 @@ def span(value: object, what: str = "time") -> float:
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         # An int can be larger than any float; it is refused below all the same.
-        seconds = (2 * _MAX_SECONDS if value > 0 else -2 * _MAX_SECONDS) if _MAX_SECONDS < abs(value) < INFINITY else float(value)
+        seconds = (
+            (2 * _MAX_SECONDS if value > 0 else -2 * _MAX_SECONDS)
+            if _MAX_SECONDS < abs(value) < INFINITY
+            else float(value)
+        )
     elif isinstance(value, str):
         seconds = _span_of_text(value, what)
     else:
@@ -82,7 +86,9 @@ def span(value: object, what: str = "time") -> float:
     if seconds < 0:
         raise UsageError(f"{what} {value!r}: must not be negative")
     if _MAX_SECONDS < seconds < INFINITY:
-        raise UsageError(f"{what} {seconds if isinstance(value, int) else value}: longer than 300 years; say 'infinity' for no limit")
+        raise UsageError(
+            f"{what} {seconds if isinstance(value, int) else value}: longer than 300 years; say 'infinity' for no limit"
+        )
     return seconds
 
 

@@ -87,13 +87,16 @@ class Cgroup:
     def pids(self) -> list[int]:
         """The processes in it and below; 0 stands for one outside our pid namespace."""
         found = self._pids_of(self._procs)
-        for _parent, _name, directory in self._below():
-            with contextlib.suppress(OSError):
-                procs = self._hierarchy.open(directory, "cgroup.procs", os.O_RDONLY)
-                try:
-                    found += self._pids_of(procs)
-                finally:
-                    os.close(procs)
+        with contextlib.suppress(OSError):  # what cannot be listed is still killed, from the top
+            if _children(self.dir):
+                os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
+            for _parent, _name, directory in self._below():
+                with contextlib.suppress(OSError):
+                    procs = self._hierarchy.open(directory, "cgroup.procs", os.O_RDONLY)
+                    try:
+                        found += self._pids_of(procs)
+                    finally:
+                        os.close(procs)
         return found
 
     @staticmethod

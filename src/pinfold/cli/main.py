@@ -40,7 +40,8 @@ def cli() -> None:
 
 def complain(message: str) -> None:
     """One line of ours on stderr; stdout belongs to the command."""
-    click.echo(f"pinfold: {message}", err=True)
+    safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    click.echo(f"pinfold: {safe}", err=True)
 
 
 def main(argv: list[str] | None = None) -> Any:

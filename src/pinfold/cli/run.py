@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from pinfold import limits, units
+from pinfold import errors, limits, units
 from pinfold.cli import words
 from pinfold.cli.main import complain
 from pinfold.cli.orphans import Orphans
@@ -144,7 +144,9 @@ def _result_writer(file: str | None, number: int | None) -> Callable[[Result], N
         try:
             if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
                 raise UsageError(f"--result-fd {number}: is open for reading only")
-        except (OSError, OverflowError) as error:
+        except UsageError:
+            raise
+        except (OSError, OverflowError, ValueError) as error:
             raise UsageError(f"--result-fd {number}: is not an open descriptor") from error
         places.append(number)
     if file is not None:
@@ -158,7 +160,12 @@ def _result_writer(file: str | None, number: int | None) -> Callable[[Result], N
         for fd in places:
             view = memoryview(text)
             while view:
-                view = view[os.write(fd, view) :]
+                try:
+                    view = view[os.write(fd, view) :]
+                except OSError as error:
+                    raise errors.Error(
+                        f"the result could not be written to {fd if fd == number else file}: {error.strerror}"
+                    ) from error
 
     return write
 

@@ -87,13 +87,18 @@ class Signals:
             signal.pthread_kill(main, signal.SIGCHLD)
 
         threading.Thread(target=announce, daemon=True).start()
+        # What the terminal sent before the command was in our group has reached nobody but us.
+        early = signal.sigpending() & self._held
         while not run.ended.is_set():
             info = signal.sigwaitinfo(self._held)
             if info.si_signo == signal.SIGCHLD:
                 on_child()
             elif info.si_signo == signal.SIGTSTP:
                 self._stop(run)
-            elif not (self._shared_group and info.si_code == _SI_KERNEL) and self._is_new(info):
+            elif (not (self._shared_group and info.si_code == _SI_KERNEL) or info.si_signo in early) and self._is_new(
+                info
+            ):
+                early = early - {info.si_signo}
                 self._pass_on(run, info.si_signo)
 
     def _is_new(self, info: signal.struct_siginfo) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import threading
+import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Literal, Self, Unpack
+from typing import Final, Literal, Self, Unpack
 
 from pinfold.backend import Backend
 from pinfold.backend.cgroupfs import CgroupfsBackend
@@ -17,6 +19,8 @@ from pinfold.run.report import report
 from pinfold.run.request import Argument, Options, Request
 from pinfold.run.run import Run
 from pinfold.run.supervision import Supervision
+
+_CLOSE_BOUND: Final = 15.0  # for runs of other threads to see that they were killed
 
 BackendName = Literal["auto", "cgroupfs", "systemd"]
 
@@ -36,13 +40,18 @@ class Fold:
         self._backend: Backend | None = CgroupfsBackend(spare=spare)
         self._pid = os.getpid()
         self._started: set[Run] = set()
+        self._running: set[Supervision] = set()  # of `run`, each in its caller's thread
 
     def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
         """Run a command to its end and return what is known about it; see `pinfold.run`."""
         request = Request.of(argv, **options)
         supervision = self._supervise(request)
-        supervision.start()
-        supervision.drive()
+        self._running.add(supervision)
+        try:
+            supervision.start()
+            supervision.drive()
+        finally:
+            self._running.discard(supervision)
         result = report(supervision, request.args, request.decode)
         if check:
             result.check_returncode()
@@ -82,6 +91,12 @@ class Fold:
                 run.kill()
             for run in list(self._started):
                 run.wait()
+            end = time.monotonic() + _CLOSE_BOUND
+            while self._running and time.monotonic() < end:
+                for supervision in list(self._running):
+                    with contextlib.suppress(OSError):
+                        supervision.scope.cgroup.kill()
+                time.sleep(0.002)
         self._backend.close(forked=forked)
         self._backend = None
 

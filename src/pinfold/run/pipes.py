@@ -39,8 +39,12 @@ class Poller:
 
     def drop(self, fd: int) -> None:
         """Forget an fd, before it is closed. One that is not watched is no error."""
-        if self._handlers.pop(fd, None):
+        if self._handlers.pop(fd, None) and not self._epoll.closed:
             self._epoll.unregister(fd)
+
+    def watches(self, fd: int) -> bool:
+        """Whether this fd has been added."""
+        return fd in self._handlers
 
     def wait(self, timeout: float) -> None:
         """Wait for readiness, at most `timeout` seconds, and call the handlers."""
@@ -193,11 +197,13 @@ class Relay:
     def _pass_on(self) -> None:
         while self._pending:
             if not self._out_poll.poll(0):
-                self._poller.drop(self.fd)
-                self._poller.add(self._out, select.EPOLLOUT, self._resume)
+                self._wait_for_receiver()
                 return
             try:
                 written = _write_quietly(self._out, self._pending[:_ATOMIC])
+            except BlockingIOError:  # the caller made its fd non-blocking
+                self._wait_for_receiver()
+                return
             except OSError:
                 self.kept -= len(self._pending)
                 # Nobody reads any more: the command learns it the same way.
@@ -207,7 +213,14 @@ class Relay:
                 return
             self._pending = self._pending[written:]
 
+    def _wait_for_receiver(self) -> None:
+        assert self._poller is not None
+        if not self._poller.watches(self._out):
+            self._poller.drop(self.fd)
+            self._poller.add(self._out, select.EPOLLOUT, self._resume)
+
     def _resume(self) -> None:
+        assert self._poller is not None
         self._poller.drop(self._out)
         self._poller.add(self.fd, select.EPOLLIN, self.ready)
         self._pass_on()

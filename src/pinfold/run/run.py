@@ -47,14 +47,18 @@ class Run:
             if supervision.error is not None:
                 supervision.drive()
                 report(supervision, self.args, request.decode)  # raises it
+            self.pid: int = supervision.pid or 0
+            thread = threading.Thread(target=self._drive, name=f"pinfold-{self.pid}", daemon=True)
+            registry.add(self)
+            thread.start()
         except BaseException:
+            registry.discard(self)
+            if not supervision.ended:
+                supervision.abort()
             supervision.io.close()
             self._close_fds()
             raise
-        self.pid: int = supervision.pid or 0
         self._open_streams()
-        registry.add(self)
-        threading.Thread(target=self._drive, name=f"pinfold-{self.pid}", daemon=True).start()
 
     def _open_streams(self) -> None:
         pipes = self._supervision.io.pipes
@@ -113,33 +117,38 @@ class Run:
         There is no timeout here: the run has its own.
         """
         poller = Poller()
+        feed: Feed | None = None
         captures = [self._capture(stream, poller) for stream in (self.stdout, self.stderr)]
         try:
             if self.stdin is not None:
-                self._feed(input, poller)
+                feed = self._feed(input, poller)
             poller.add(self._over, select.EPOLLIN, lambda: None)
-            while not self.ended.is_set() and not all(c is None or c.done for c in captures):
+            while not self.ended.is_set() and not (
+                all(c is None or c.done for c in captures) and (feed is None or feed.fd < 0)
+            ):
                 poller.wait(_LONGEST_WAIT)
             for capture in captures:
                 if capture is not None:
                     capture.ready_until_blocked()
         finally:
-            for capture in captures:
-                if capture is not None:
-                    capture.close()
+            for end in (feed, *captures):
+                if end is not None:
+                    end.close()
             poller.close()
         self.wait()
         out, err = (None if c is None else self._request.decode(c.data()) for c in captures)
         return out, err
 
-    def _feed(self, data: bytes | str | None, poller: Poller) -> None:
+    def _feed(self, data: bytes | str | None, poller: Poller) -> Feed:
         assert self.stdin is not None
         if isinstance(data, str):
             data = data.encode(self._request.encoding or "utf-8", "surrogateescape")
         fd = os.dup(self.stdin.fileno())
         self.stdin.close()
         os.set_blocking(fd, False)
-        Feed(fd, data or b"").watch(poller)
+        feed = Feed(fd, data or b"")
+        feed.watch(poller)
+        return feed
 
     @staticmethod
     def _capture(stream: IO[Any] | None, poller: Poller) -> Capture | None:

@@ -75,7 +75,7 @@ class StdioPlan:
             self._stdin(io)
             self._output(io, 1, self.stdout, "stdout")
             if self.stderr == STDOUT and isinstance(self.stderr, int):
-                io.child[2] = 1 if io.child[1] == INHERIT else io.child[1]
+                io.child[2] = _ours_or_null(1, io) if io.child[1] == INHERIT else io.child[1]
             else:
                 self._output(io, 2, self.stderr, "stderr")
         except BaseException:
@@ -115,8 +115,21 @@ class StdioPlan:
     def _reader(self, read: int, number: int, destination: int | None) -> Output:
         if destination is None:
             return Capture(read, self.output_limit)
-        out = os.dup(number if destination == INHERIT else destination)
+        target = number if destination == INHERIT else destination
+        out = os.dup(target) if destination != INHERIT or _is_ours(number) else os.open("/dev/null", os.O_WRONLY)
         return Relay(read, clear_of_stdio(out), self.output_limit)
+
+
+def _is_ours(number: int) -> bool:
+    """Whether a standard descriptor is open, and not some close-on-exec file that landed there."""
+    try:
+        return os.get_inheritable(number)
+    except OSError:
+        return False
+
+
+def _ours_or_null(number: int, io: Stdio) -> int:
+    return number if _is_ours(number) else _opened(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), io)
 
 
 def _pipe() -> tuple[int, int]:

@@ -54,12 +54,12 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def signal_all(cgroup: Cgroup, number: int, rounds: int = 3) -> None:
-    """Send a signal to every process of the tree, by pidfds that were checked to be still of it.
+def signal_all(cgroup: Cgroup, number: int, rounds: int = 3, but: int | None = None) -> None:
+    """Send a signal to every process of the tree `but` one, by pidfds that were checked to be still of it.
 
     More than one round, as a process may fork between the reading and the signal.
     """
-    done: set[int] = set()
+    done = {0 if but is None else but}
     for _ in range(rounds):
         fresh = [pid for pid in cgroup.pids() if pid and pid not in done]
         if not fresh:

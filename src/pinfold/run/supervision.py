@@ -73,10 +73,16 @@ class Supervision:
         self._bytes_at_kill = 0
         self.wanted: deque[Callable[[], None]] = deque()  # what other threads want done in this one
         self._end_time = 0.0
+        self.started_at, self._start_time = time.time(), time.monotonic()
+        self.duration = 0.0
         self.io: Stdio = plan.open()
         try:
-            self.scope: Scope = backend.scope()
             self._poller = Poller()
+            try:
+                self.scope: Scope = backend.scope()
+            except BaseException:
+                self._poller.close()
+                raise
         except BaseException:
             self.io.close()
             raise
@@ -85,7 +91,6 @@ class Supervision:
 
     def start(self) -> None:
         """Start the command. A refusal is no exception here: it is in `error` when the run has ended."""
-        self.started_at, self._start_time = time.time(), time.monotonic()
         try:
             self.take(Event.START)
         except BaseException:
@@ -129,11 +134,25 @@ class Supervision:
     def abort(self) -> None:
         """Kill and clean up; for when an exception passes through. A second Ctrl-C does not interrupt it."""
         end = time.monotonic() + KILL_BOUND + DRAIN_BOUND + REMOVE_BOUND
-        with contextlib.suppress(KeyboardInterrupt):
-            self.take(Event.ABORTED)
+        while self.life.state is not State.ENDED and time.monotonic() < end:
+            # What was raised may have cut an action short: kill first, whatever the lifecycle believes.
+            with contextlib.suppress(Exception, KeyboardInterrupt):
+                self._kill_directly()
+                self.take(Event.ABORTED)
+                break
         while not self.ended and time.monotonic() < end:
-            with contextlib.suppress(KeyboardInterrupt):
+            with contextlib.suppress(Exception, KeyboardInterrupt):
+                if self.life.state is State.KILLING and not self._timers:
+                    self._arm_kill()
                 self.turn()
+        self._release()
+
+    def _kill_directly(self) -> None:
+        self.scope.cgroup.kill()
+        self.signal_main(signal.SIGKILL)
+        self.scope.cgroup.freeze(False)
+        if self.pidfd >= 0 and not self._poller.watches(self.pidfd):
+            self._poller.add(self.pidfd, select.EPOLLIN, self._exited)
 
     def _fire(self) -> None:
         now = time.monotonic()
@@ -235,8 +254,9 @@ class Supervision:
 
     def _terminate(self) -> None:
         self._timers[Event.GRACE_OVER] = time.monotonic() + self.bounds.grace
-        strays.signal_all(self.scope.cgroup, self.bounds.signal)
+        # The main process once, by its pidfd: a program may take a second request for "now".
         self.signal_main(self.bounds.signal)
+        strays.signal_all(self.scope.cgroup, self.bounds.signal, but=self.pid)
         # A stopped process would keep the signal pending until the kill; as systemd does.
         strays.signal_all(self.scope.cgroup, signal.SIGCONT, rounds=1)
 
@@ -247,15 +267,24 @@ class Supervision:
             self.take(Event.EMPTY)
             return
         self._bytes_at_kill = self._byte_count()
+        try:
+            self._name_strays()
+        finally:
+            self._arm_kill()
+            self.receipt.kill_rounds = 1
+            cgroup.kill()
+            self.signal_main(signal.SIGKILL)  # it may have left the cgroup
+
+    def _name_strays(self) -> None:
+        cgroup = self.scope.cgroup
         strays.freeze(cgroup)
         left = [pid for pid in cgroup.pids() if self.pidfd < 0 or pid != self.pid]
         self.receipt.strays = len(left)
         if left:
             self.receipt.stray_processes = strays.describe(left)
+
+    def _arm_kill(self) -> None:
         self._killed_at = time.monotonic()
-        self.receipt.kill_rounds = 1
-        cgroup.kill()
-        self.signal_main(signal.SIGKILL)  # it may have left the cgroup
         self._timers[Event.STILL_POPULATED] = self._killed_at + KILL_ROUND
         self._timers[Event.GAVE_UP] = self._killed_at + KILL_BOUND
         self._look_at = self._killed_at + _LOOK_FIRST
@@ -317,16 +346,27 @@ class Supervision:
             self.receipt.bytes_after_kill = self._byte_count() - self._bytes_at_kill
 
     def _measure(self) -> None:
-        self.usage = self.scope.cgroup.usage()
+        with contextlib.suppress(OSError, ValueError):  # a figure that cannot be had stays None
+            self.usage = self.scope.cgroup.usage()
 
     def _remove(self) -> None:
         cgroup = self.scope.cgroup
         end = time.monotonic() + (REMOVE_BOUND if self.receipt.emptied else 0)
-        while not (removed := cgroup.remove()) and time.monotonic() < end:
-            time.sleep(0.001)
-        self.receipt.removed = removed
-        cgroup.close()
+        try:
+            while not (removed := cgroup.remove()) and time.monotonic() < end:
+                time.sleep(0.001)
+            self.receipt.removed = removed
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        """Close what is ours; once more is no harm."""
+        self.scope.cgroup.close()
         self._poller.close()
+        for end in (self.io.feed, *self.io.outputs):
+            if end is not None:
+                end.close()
+        self.io.close_for_child()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1

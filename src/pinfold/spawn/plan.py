@@ -24,7 +24,16 @@ _NO_CORE_FILES: Final = struct.pack("=3Q", resource.RLIMIT_CORE, 0, 0)  # struct
 
 # While a child has changed its uid and not yet exec'ed, our memory must stay undumpable (it is shared, and a process
 # of that uid could trace the child); one at a time, as each puts the old value back at its end.
-_changing_identity: Final = threading.Lock()
+_changing_identity = threading.Lock()
+
+
+def _fresh_lock() -> None:
+    """The thread that held it is not in a forked child."""
+    global _changing_identity
+    _changing_identity = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_fresh_lock)
 _NO_LOCK: Final = contextlib.nullcontext()
 
 
