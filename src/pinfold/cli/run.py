@@ -142,12 +142,11 @@ def _result_writer(file: str | None, number: int | None) -> Callable[[Result], N
     places = []
     if number is not None:
         try:
-            if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-                raise UsageError(f"--result-fd {number}: is open for reading only")
-        except UsageError:
-            raise
+            mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
         except (OSError, OverflowError, ValueError) as error:
             raise UsageError(f"--result-fd {number}: is not an open descriptor") from error
+        if mode == os.O_RDONLY:
+            raise UsageError(f"--result-fd {number}: is open for reading only")
         places.append(number)
     if file is not None:
         try:

@@ -95,11 +95,10 @@ class Signals:
                 on_child()
             elif info.si_signo == signal.SIGTSTP:
                 self._stop(run)
-            elif (not (self._shared_group and info.si_code == _SI_KERNEL) or info.si_signo in early) and self._is_new(
-                info
-            ):
+            elif info.si_signo in early or not (self._shared_group and info.si_code == _SI_KERNEL):
                 early = early - {info.si_signo}
-                self._pass_on(run, info.si_signo)
+                if self._is_new(info):
+                    self._pass_on(run, info.si_signo)
 
     def _is_new(self, info: signal.struct_siginfo) -> bool:
         number, sender, at = self._last
