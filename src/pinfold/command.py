@@ -51,8 +51,7 @@ class Command:
         arguments = _argv(argv)
         return cls(
             arguments,
-            # Not left to the C side: `environ` may be reallocated by another thread while it is read.
-            [name + b"=" + value for name, value in os.environb.items()] if env is None else _environment(env),
+            _own_environment() if env is None else _environment(env),
             _search_path(env),
             None if cwd is None else _bytes(cwd, "cwd"),
             _NOBODY_ELSE if user is None and group is None else _identity(user, group),
@@ -95,6 +94,12 @@ def _bytes(value: Any, what: str) -> bytes:
     if b"\0" in out:
         raise UsageError(f"{what} {value!r}: has a NUL byte, which the kernel cannot pass on")
     return out
+
+
+def _own_environment() -> list[bytes]:
+    """Ours, as one snapshot: other threads may change it, and `environ` itself moves when they do."""
+    snapshot: dict[bytes, bytes] = dict(os.environb._data)  # type: ignore[attr-defined]  # copied under the GIL
+    return [name + b"=" + value for name, value in snapshot.items()]
 
 
 def _environment(env: Mapping[Any, Any]) -> list[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import threading
 import time
@@ -94,8 +93,7 @@ class Fold:
             end = time.monotonic() + _CLOSE_BOUND
             while self._running and time.monotonic() < end:
                 for supervision in list(self._running):
-                    with contextlib.suppress(OSError):
-                        supervision.scope.cgroup.kill()
+                    supervision.cancel()
                 time.sleep(0.002)
         self._backend.close(forked=forked)
         self._backend = None

@@ -145,7 +145,16 @@ class Supervision:
                 if self.life.state is State.KILLING and not self._timers:
                     self._arm_kill()
                 self.turn()
+        if not self.receipt.removed:
+            with contextlib.suppress(Exception):
+                self.receipt.removed = self.scope.cgroup.remove()
         self._release()
+
+    def cancel(self) -> None:
+        """From another thread, when the fold is closed: the run's own thread then sees everything dead."""
+        self.life.cause = self.life.cause or Event.ABORTED
+        with contextlib.suppress(OSError):
+            self.scope.cgroup.kill()
 
     def _kill_directly(self) -> None:
         self.scope.cgroup.kill()
@@ -352,12 +361,10 @@ class Supervision:
     def _remove(self) -> None:
         cgroup = self.scope.cgroup
         end = time.monotonic() + (REMOVE_BOUND if self.receipt.emptied else 0)
-        try:
-            while not (removed := cgroup.remove()) and time.monotonic() < end:
-                time.sleep(0.001)
-            self.receipt.removed = removed
-        finally:
-            self._release()
+        while not (removed := cgroup.remove()) and time.monotonic() < end:
+            time.sleep(0.001)
+        self.receipt.removed = removed
+        self._release()
 
     def _release(self) -> None:
         """Close what is ours; once more is no harm."""
