@@ -93,7 +93,7 @@ def _snapshot(directory: Path | None):
 @pytest.fixture(autouse=True)
 def no_leaks(session_cgroup):
     """After each test: no new fd, child, thread or cgroup. The default fold, if the test opened it, is closed first."""
-    from pinfold.run import fold
+    from pinfold.runs import fold
 
     before = _snapshot(session_cgroup)
     yield

@@ -7,16 +7,14 @@ import os
 import pwd
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pinfold.errors import UsageError
 
 _PATHLIKE = (str, bytes, os.PathLike)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """The user a command runs as. None: unchanged."""
 
     uid: int | None = None
@@ -24,11 +22,10 @@ class Identity:
     groups: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """argv, environment, directory and user of a command.
 
-    Everything is bytes, as file names and arguments are; `env` None is the caller's environment.
+    Everything is bytes, as file names and arguments are.
     """
 
     argv: list[bytes]
@@ -48,11 +45,11 @@ class Command:
         group: str | int | None = None,
     ) -> Command:
         """Check and convert. Raises UsageError, naming the element that is wrong."""
-        arguments = _argv(argv)
+        variables = _own_environment() if env is None else _environment(env)
         return cls(
-            arguments,
-            _own_environment() if env is None else _environment(env),
-            _search_path(env),
+            _argv(argv),
+            [name + b"=" + value for name, value in variables.items()],
+            variables[b"PATH"] if b"PATH" in variables else os.fsencode(os.defpath),
             None if cwd is None else _bytes(cwd, "cwd"),
             _NOBODY_ELSE if user is None and group is None else _identity(user, group),
         )
@@ -70,7 +67,7 @@ _NOBODY_ELSE = Identity()
 
 
 def _argv(argv: Sequence[Any]) -> list[bytes]:
-    if isinstance(argv, _PATHLIKE):
+    if type(argv) is not list and isinstance(argv, _PATHLIKE):
         raise UsageError(f"argv {argv!r}: must be a list; to run a shell line say ['sh', '-c', LINE]")
     try:
         elements = list(argv)
@@ -78,48 +75,43 @@ def _argv(argv: Sequence[Any]) -> list[bytes]:
         raise UsageError(f"argv {argv!r}: must be a list of arguments") from None
     if not elements:
         raise UsageError("argv is empty: there is nothing to run")
-    arguments = [_bytes(element, f"argv[{i}]") for i, element in enumerate(elements)]
+    arguments = [_bytes(element, "argv", i) for i, element in enumerate(elements)]
     if not arguments[0]:
         raise UsageError("argv[0] is empty: there is nothing to run")
     return arguments
 
 
-def _bytes(value: Any, what: str) -> bytes:
-    if not isinstance(value, _PATHLIKE):
-        raise UsageError(f"{what} is {type(value).__name__} {value!r}: must be str, bytes or a path")
+def _bytes(value: Any, what: str, index: int | None = None) -> bytes:
+    if type(value) is not str and not isinstance(value, _PATHLIKE):
+        raise UsageError(f"{_at(what, index)} is {type(value).__name__} {value!r}: must be str, bytes or a path")
     try:
         out = os.fsencode(value)
     except UnicodeEncodeError:
-        raise UsageError(f"{what} {value!r}: cannot be encoded for the file system") from None
+        raise UsageError(f"{_at(what, index)} {value!r}: cannot be encoded for the file system") from None
     if b"\0" in out:
-        raise UsageError(f"{what} {value!r}: has a NUL byte, which the kernel cannot pass on")
+        raise UsageError(f"{_at(what, index)} {value!r}: has a NUL byte, which the kernel cannot pass on")
     return out
 
 
-def _own_environment() -> list[bytes]:
+def _at(what: str, index: int | None) -> str:
+    return what if index is None else f"{what}[{index}]"
+
+
+def _own_environment() -> dict[bytes, bytes]:
     """Ours, as one snapshot: other threads may change it, and `environ` itself moves when they do."""
-    snapshot: dict[bytes, bytes] = dict(os.environb._data)  # type: ignore[attr-defined]  # copied under the GIL
-    return [name + b"=" + value for name, value in snapshot.items()]
+    return dict(os.environb._data)  # type: ignore[attr-defined]  # copied under the GIL
 
 
-def _environment(env: Mapping[Any, Any]) -> list[bytes]:
+def _environment(env: Mapping[Any, Any]) -> dict[bytes, bytes]:
     if not isinstance(env, Mapping):
         raise UsageError(f"env is {type(env).__name__}: must be a mapping of names to values")
-    out = []
+    out = {}
     for name, value in env.items():
         key = _bytes(name, "environment name")
         if not key or b"=" in key:
             raise UsageError(f"environment name {name!r}: must not be empty or hold '='")
-        out.append(key + b"=" + _bytes(value, f"environment variable {name}"))
+        out[key] = _bytes(value, f"environment variable {name}")
     return out
-
-
-def _search_path(env: Mapping[Any, Any] | None) -> bytes:
-    if env is None:
-        found: Any = os.environ.get("PATH")
-    else:
-        found = env.get("PATH", env.get(b"PATH"))
-    return os.fsencode(found) if found is not None else os.fsencode(os.defpath)
 
 
 def _identity(user: str | int | None, group: str | int | None) -> Identity:

@@ -10,9 +10,7 @@ Error
     ├── SpawnError (OSError)          a step between clone and exec: step, errno; carries a Result
     │   ├── CommandNotFound (FileNotFoundError)
     │   └── CommandNotExecutable (PermissionError)
-    └── RunError                      `check=True` and the command did not succeed; carries the Result
-        ├── TimeoutExpired (subprocess.TimeoutExpired)
-        └── CommandFailed (subprocess.CalledProcessError)
+    └── RunError                      `check=True` and the command did not succeed; see unsuccessful.py
 
 How a command *ended* raises nothing unless `check=True`. `exit_code` is what the command line makes of it.
 """
@@ -21,7 +19,6 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-import subprocess
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -118,32 +115,3 @@ class CommandNotExecutable(SpawnError, PermissionError):
     """The program is there and cannot be executed: mode, format, interpreter, a directory."""
 
     exit_code: ClassVar[int] = 126
-
-
-class RunError(Error):
-    """`check=True`, and the command did not end with status 0. `result` is its Result."""
-
-    result: Result
-
-
-class TimeoutExpired(RunError, subprocess.TimeoutExpired):
-    """The command was ended by one of its time limits."""
-
-    exit_code: ClassVar[int] = 124
-
-    def __init__(self, result: Result, timeout: float) -> None:
-        super().__init__(result.args, timeout, output=result.stdout, stderr=result.stderr)
-        self.result = result
-
-
-class CommandFailed(RunError, subprocess.CalledProcessError):
-    """The command failed, was killed, or was ended for another reason than time."""
-
-    def __init__(self, result: Result) -> None:
-        super().__init__(result.returncode or 0, result.args, output=result.stdout, stderr=result.stderr)
-        self.result = result
-
-    def __str__(self) -> str:
-        if self.result.outcome in ("exited", "signaled"):
-            return super().__str__()
-        return f"command {self.cmd!r} ended with the outcome {self.result.outcome}"

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 from pinfold.errors import Unsupported, UsageError
 
 Guarantee = Literal["enforced", "cooperative"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class _Fields(NamedTuple):
+    profile: Literal["plain", "hardened"]
+    no_new_privs: bool
+    new_session: bool
+    core_files: bool
+    umask: int
+    output_exceeded: Literal["truncate", "kill"]
+
+
+class Policy(_Fields):
     """How a command is confined.
 
     The profile `plain`: a session of its own, fds 0-2 only, default signals, umask 022, no core files, no_new_privs.
@@ -20,22 +27,28 @@ class Policy:
     dropped) or killed.
     """
 
-    profile: Literal["plain", "hardened"] = "plain"
-    no_new_privs: bool = True
-    new_session: bool = True
-    core_files: bool = False
-    umask: int = 0o022
-    output_exceeded: Literal["truncate", "kill"] = "truncate"
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if self.profile == "hardened":
+    def __new__(
+        cls,
+        *,
+        profile: Literal["plain", "hardened"] = "plain",
+        no_new_privs: bool = True,
+        new_session: bool = True,
+        core_files: bool = False,
+        umask: int = 0o022,
+        output_exceeded: Literal["truncate", "kill"] = "truncate",
+    ) -> Self:
+        """Check the fields. Raises UsageError, or Unsupported for what comes in a later release."""
+        if profile == "hardened":
             raise Unsupported("profile hardened", "not available yet", "use the profile plain")
-        if self.profile != "plain":
-            raise UsageError(f"profile {self.profile!r}: known is plain")
-        if self.output_exceeded not in ("truncate", "kill"):
-            raise UsageError(f"output_exceeded {self.output_exceeded!r}: must be 'truncate' or 'kill'")
-        if not (isinstance(self.umask, int) and 0 <= self.umask <= 0o777):
-            raise UsageError(f"umask {self.umask!r}: must be between 0 and 0777")
+        if profile != "plain":
+            raise UsageError(f"profile {profile!r}: known is plain")
+        if output_exceeded not in ("truncate", "kill"):
+            raise UsageError(f"output_exceeded {output_exceeded!r}: must be 'truncate' or 'kill'")
+        if not (isinstance(umask, int) and 0 <= umask <= 0o777):
+            raise UsageError(f"umask {umask!r}: must be between 0 and 0777")
+        return super().__new__(cls, profile, no_new_privs, new_session, core_files, umask, output_exceeded)
 
     @property
     def guarantee(self) -> Guarantee:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal
+import time
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
-from pinfold import errors
 from pinfold.policy import Guarantee
 
 Outcome = Literal[
@@ -16,8 +14,7 @@ Outcome = Literal[
 ]  # fmt: skip
 
 
-@dataclass(slots=True)
-class Stream:
+class Stream(NamedTuple):
     """What was written to one output stream. None: it did not pass through us, so nobody counted."""
 
     bytes: int | None = None
@@ -25,12 +22,19 @@ class Stream:
     truncated: bool = False
 
 
-@dataclass(slots=True)
-class Usage:
+class Pressure(NamedTuple):
+    """PSI totals: how long some, or all, of its processes waited for CPU, memory or IO (psi.rst). Microseconds."""
+
+    cpu_some_usec: int | None = None
+    memory_full_usec: int | None = None
+    io_full_usec: int | None = None
+
+
+class Usage(NamedTuple):
     """What the whole tree used, read from the cgroup after its last process was gone.
 
-    Times in microseconds, sizes in bytes, under the names of cpu.stat, memory.peak, pids.peak and io.stat;
-    `pressure` holds PSI totals. None: this host does not tell (no such controller, or an older kernel).
+    Times in microseconds, sizes in bytes, under the names of cpu.stat, memory.peak, pids.peak and io.stat.
+    None: this host does not tell (no such controller, or an older kernel).
     """
 
     cpu_usage_usec: int | None = None
@@ -40,24 +44,20 @@ class Usage:
     pids_peak: int | None = None
     io_rbytes: int | None = None
     io_wbytes: int | None = None
-    pressure: dict[str, int | None] = field(
-        default_factory=lambda: dict.fromkeys(("cpu_some_usec", "memory_full_usec", "io_full_usec"))
-    )
+    pressure: Pressure = Pressure()
 
 
-@dataclass(slots=True)
-class Stray:
+class Stray(NamedTuple):
     """A process that was still there when the main process had ended, or that was killed with it."""
 
     pid: int
-    ppid: int | None
-    sid: int | None
-    comm: str | None
-    argv: list[str] | None
+    ppid: int | None = None
+    sid: int | None = None
+    comm: str | None = None
+    argv: list[str] | None = None
 
 
-@dataclass(slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """The proof of the clean-up.
 
     `emptied`: the kernel said `populated 0` (and the main process was reaped). `strays` counts all of them,
@@ -67,20 +67,19 @@ class Receipt:
     `escaped_processes`: had left the cgroup, were found by their descent and killed (the command line only).
     """
 
-    emptied: bool = False
-    strays: int = 0
-    stray_processes: list[Stray] = field(default_factory=list)
-    kill_rounds: int = 0
-    kill_to_empty_usec: int | None = None
-    bytes_after_kill: int = 0
-    pipe_held: bool = False
-    stuck_pids: list[int] = field(default_factory=list)
-    removed: bool = False
-    escaped_processes: list[Stray] = field(default_factory=list)
+    emptied: bool
+    strays: int
+    stray_processes: list[Stray]
+    kill_rounds: int
+    kill_to_empty_usec: int | None
+    bytes_after_kill: int
+    pipe_held: bool
+    stuck_pids: list[int]
+    removed: bool
+    escaped_processes: list[Stray]
 
 
-@dataclass(slots=True)
-class Placement:
+class Placement(NamedTuple):
     """Where it ran. `entry`: born in its cgroup by `clone3`, or moved there by a write to `cgroup.procs`."""
 
     backend: str
@@ -89,34 +88,91 @@ class Placement:
     entry: Literal["clone3", "cgroup.procs"] | None = None
 
 
-@dataclass(slots=True, kw_only=True)
+_NOT_COUNTED = Stream()
+_NOT_MEASURED = Usage()
+
+
 class Result:
     """A finished run; a superset of `subprocess.CompletedProcess`.
 
     `returncode` is negative for a signal, and None if there is none: nothing was started, or the host program took
-    the status away (outcome `lost`). `stdout` and `stderr` are None unless captured.
+    the status away (outcome `lost`). `stdout` and `stderr` are None unless captured; what was written to them is
+    counted in `stdout_stream` and `stderr_stream`. `duration` is in seconds, `started_at` in seconds since 1970.
+    `limit_hit` is the time limit, in seconds, that ended it.
     """
 
-    args: Any
-    outcome: Outcome
-    returncode: int | None
-    pid: int | None
-    run_id: str
-    argv: list[str]
-    started_at: float
-    duration: float
-    stdout: Any = None
-    stderr: Any = None
-    stdout_stream: Stream = field(default_factory=Stream)
-    stderr_stream: Stream = field(default_factory=Stream)
-    usage: Usage = field(default_factory=Usage)
-    events: dict[str, int | None] = field(default_factory=lambda: dict.fromkeys(("oom", "oom_kill", "pids_max")))
-    limits: dict[str, dict[str, Any]] = field(default_factory=lambda: {"asked": {}, "applied": {}})
-    receipt: Receipt = field(default_factory=Receipt)
-    placement: Placement
-    guarantee: Guarantee
-    error: dict[str, Any] | None = None
-    limit_hit: float | None = None
+    __slots__ = (
+        "_usage",
+        "args",
+        "argv",
+        "duration",
+        "error",
+        "events",
+        "guarantee",
+        "limit_hit",
+        "limits",
+        "outcome",
+        "pid",
+        "placement",
+        "receipt",
+        "returncode",
+        "run_id",
+        "started_at",
+        "stderr",
+        "stderr_stream",
+        "stdout",
+        "stdout_stream",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        args: Any,
+        outcome: Outcome,
+        returncode: int | None,
+        pid: int | None,
+        run_id: str,
+        argv: list[str],
+        started_at: float,
+        duration: float,
+        stdout: Any = None,
+        stderr: Any = None,
+        stdout_stream: Stream = _NOT_COUNTED,
+        stderr_stream: Stream = _NOT_COUNTED,
+        usage: Usage | Callable[[], Usage] = _NOT_MEASURED,
+        receipt: Receipt,
+        placement: Placement,
+        guarantee: Guarantee,
+        error: dict[str, Any] | None = None,
+        limit_hit: float | None = None,
+    ) -> None:
+        self.args = args
+        self.outcome: Outcome = outcome
+        self.returncode = returncode
+        self.pid = pid
+        self.run_id = run_id
+        self.argv = argv
+        self.started_at = started_at
+        self.duration = duration
+        self.stdout = stdout
+        self.stderr = stderr
+        self.stdout_stream = stdout_stream
+        self.stderr_stream = stderr_stream
+        self._usage = usage
+        self.events: dict[str, int | None] = {"oom": None, "oom_kill": None, "pids_max": None}
+        self.limits: dict[str, dict[str, Any]] = {"asked": {}, "applied": {}}
+        self.receipt = receipt
+        self.placement = placement
+        self.guarantee: Guarantee = guarantee
+        self.error = error
+        self.limit_hit = limit_hit
+
+    @property
+    def usage(self) -> Usage:
+        """What the whole tree used; parsed when it is first asked for, as most runs never are."""
+        if not isinstance(self._usage, Usage):
+            self._usage = self._usage()
+        return self._usage
 
     @property
     def ok(self) -> bool:
@@ -127,9 +183,11 @@ class Result:
         """Raise TimeoutExpired or CommandFailed unless the command ran to its own end with status 0."""
         if self.ok:
             return
+        from pinfold.unsuccessful import CommandFailed, TimeoutExpired
+
         if self.outcome in ("timed_out", "idle_timed_out", "cpu_timed_out"):
-            raise errors.TimeoutExpired(self, self.limit_hit or 0.0)
-        raise errors.CommandFailed(self)
+            raise TimeoutExpired(self, self.limit_hit or 0.0)
+        raise CommandFailed(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The Result as plain values, in the shape of schema 1: times in `_usec`, sizes in bytes, None for unknown."""
@@ -155,18 +213,34 @@ class Result:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """`to_dict()` as JSON text."""
+        import json
+
         return json.dumps(self.to_dict(), indent=indent)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Result) and all(
+            getattr(self, name) == getattr(other, name) for name in (*self.__slots__[:-1], "usage")
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # it can be changed
+
+    def __repr__(self) -> str:
+        return (
+            f"<pinfold.Result {self.argv!r} {self.outcome}, returncode {self.returncode}, {self.duration:.3f} s, "
+            f"{self.receipt.strays} strays>"
+        )
 
 
 def _plain(value: Any) -> Any:
-    """Records to dicts, all the way down (dataclasses.asdict copies every leaf and is ten times slower)."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    """Records to dicts, all the way down."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(item) for name, item in value._asdict().items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value
 
 
 def _rfc3339(seconds: float) -> str:
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    usec = round(seconds * 1e6)
+    whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(usec // 1_000_000))
+    return f"{whole}.{usec % 1_000_000:06}Z"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 import signal
-from datetime import timedelta
 from typing import Final
 
 from pinfold.errors import UsageError
@@ -68,9 +67,9 @@ def size(value: object, what: str = "size") -> int:
 
 def span(value: object, what: str = "time") -> float:
     """Seconds from a number, a timedelta, or text such as "90", "500ms", "1min 30s". "infinity" is math.inf."""
-    if isinstance(value, timedelta):
-        seconds = value.total_seconds()
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    if type(value) in (int, float) and 0 <= value <= _MAX_SECONDS:  # type: ignore[operator]  # the common case
+        return float(value)  # type: ignore[arg-type]
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
         # An int can be larger than any float; it is refused below all the same.
         seconds = (
             (2 * _MAX_SECONDS if value > 0 else -2 * _MAX_SECONDS)
@@ -79,6 +78,8 @@ def span(value: object, what: str = "time") -> float:
         )
     elif isinstance(value, str):
         seconds = _span_of_text(value, what)
+    elif hasattr(value, "total_seconds"):  # a timedelta; its module takes longer to import than a run
+        seconds = float(value.total_seconds())
     else:
         raise UsageError(f"{what} {value!r}: must be seconds, a timedelta, or text such as '1min 30s'")
     if math.isnan(seconds):
@@ -117,6 +118,8 @@ def _span_of_text(value: str, what: str) -> float:
 
 def signal_number(value: object, what: str = "signal") -> int:
     """A signal's number from its number or name, with or without SIG: 15, "15", "TERM", "SIGTERM", "RTMIN+1"."""
+    if type(value) is int and 1 <= value < signal.SIGRTMIN:
+        return value
     text = str(value).strip().upper()
     if isinstance(value, int) and not isinstance(value, bool):
         number = int(value)

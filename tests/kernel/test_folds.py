@@ -35,11 +35,6 @@ def test_closing_a_fold_kills_what_it_started(cgroup2):
         fold.run(["true"])
 
 
-@pytest.mark.xfail(
-    run=False,
-    strict=False,
-    reason="open: now and then it leaves the base cgroup when a run starts in the very moment of close",
-)
 def test_closing_a_fold_ends_the_runs_of_other_threads_too(cgroup2, wait_until):
     fold = pinfold.Fold()
     found: list[object] = []
@@ -91,9 +86,6 @@ def test_running_out_of_descriptors_at_any_step_leaves_nothing(host):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    run=False, strict=False, reason="open: hung once for 20 s; an exception at some moment is not yet survived"
-)
 def test_an_exception_out_of_a_signal_handler_at_any_moment_leaves_no_process(host):
     found = host("interrupts", 300)
     print(f"\n{found['interrupted']} of 300 runs interrupted")

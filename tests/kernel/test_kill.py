@@ -165,20 +165,20 @@ class _OnceError(BaseException):
 
 
 MOMENTS = [
-    "pinfold.run.strays.freeze",
-    "pinfold.run.strays.describe",
+    "pinfold.runs.strays.freeze",
+    "pinfold.runs.strays.describe",
     "pinfold.cgroup.group.Cgroup.pids",
     "pinfold.cgroup.group.Cgroup.kill",
     "pinfold.cgroup.group.Cgroup.populated",
-    "pinfold.cgroup.group.Cgroup.usage",
+    "pinfold.cgroup.group.Cgroup.read_accounts",
     "pinfold.cgroup.group.Cgroup.open_accounts",
     "pinfold.cgroup.group.Cgroup.remove",
     "pinfold.backend.cgroupfs.CgroupfsBackend.prepare",
-    "pinfold.run.pipes.Capture.ready",
-    "pinfold.run.pipes.Capture.watch",
-    "pinfold.run.pipes.Poller.wait",
-    "pinfold.run.supervision.Supervision._arm",
-    "pinfold.run.supervision.reap",
+    "pinfold.runs.pipes.Capture.ready",
+    "pinfold.runs.pipes.Capture.watch",
+    "pinfold.runs.pipes.Poller.wait",
+    "pinfold.runs.supervision.Supervision._arm",
+    "pinfold.runs.supervision.reap",
 ]
 
 

@@ -138,7 +138,7 @@ def test_an_exit_at_the_moment_of_the_timeout_has_one_consistent_story(cgroup2):
 
 def test_a_timer_that_falls_due_while_the_run_ends_harms_nobody(cgroup2, monkeypatch):
     """The end and a timer in one turn: the epoll of an ended run is closed."""
-    from pinfold.run.pipes import Poller
+    from pinfold.runs.pipes import Poller
 
     real = Poller.wait
 

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 import pinfold
-from pinfold import errors
-from pinfold.result import Placement, Result
+from pinfold import errors, unsuccessful
+from pinfold.result import Placement, Receipt, Result
 
 ENOENT = OSError(errno.ENOENT, "No such file or directory")
 
@@ -20,6 +20,7 @@ def a_result(outcome="exited", returncode=3):
     return Result(
         args=["sh"], argv=["sh"], outcome=outcome, returncode=returncode, pid=1, run_id="r", started_at=0.0,
         duration=0.0, placement=Placement("cgroupfs", "/x"), guarantee="cooperative",
+        receipt=Receipt(True, 0, [], 0, None, 0, False, [], True, []),
     )  # fmt: skip
 
 
@@ -33,15 +34,19 @@ EXAMPLES = [
     errors.SpawnError("cwd", errno.ENOENT, "'sh'", "the directory is '/x'"),
     errors.CommandNotFound("exec", errno.ENOENT, "'nope'", "not found on PATH '/bin'"),
     errors.CommandNotExecutable("exec", errno.EACCES, "'/etc'", "it is a directory"),
-    errors.TimeoutExpired(a_result("timed_out", -9), 2.0),
-    errors.CommandFailed(a_result()),
+    unsuccessful.TimeoutExpired(a_result("timed_out", -9), 2.0),
+    unsuccessful.CommandFailed(a_result()),
 ]
 examples = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 
 
 def test_there_is_an_example_of_every_error():
-    public = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Error)}
-    assert public - {type(error) for error in EXAMPLES} == {errors.Error, errors.RunError}
+    public = {
+        kind
+        for kind in {**vars(errors), **vars(unsuccessful)}.values()
+        if isinstance(kind, type) and issubclass(kind, errors.Error)
+    }
+    assert public - {type(error) for error in EXAMPLES} == {errors.Error, unsuccessful.RunError}
 
 
 @pytest.mark.parametrize(
@@ -55,8 +60,8 @@ def test_there_is_an_example_of_every_error():
         (errors.SpawnError, (OSError,)),
         (errors.CommandNotFound, (errors.SpawnError, FileNotFoundError)),
         (errors.CommandNotExecutable, (errors.SpawnError, PermissionError)),
-        (errors.TimeoutExpired, (errors.RunError, subprocess.TimeoutExpired)),
-        (errors.CommandFailed, (errors.RunError, subprocess.CalledProcessError)),
+        (unsuccessful.TimeoutExpired, (unsuccessful.RunError, subprocess.TimeoutExpired)),
+        (unsuccessful.CommandFailed, (unsuccessful.RunError, subprocess.CalledProcessError)),
     ],
 )
 def test_an_error_is_also_what_existing_handlers_catch(kind, parents):
@@ -68,7 +73,7 @@ def test_an_error_is_also_what_existing_handlers_catch(kind, parents):
     [
         (errors.UsageError, 125), (errors.Unsupported, 125), (errors.NoCgroup2, 125), (errors.CgroupError, 125),
         (errors.SpawnError, 125), (errors.CommandNotFound, 127), (errors.CommandNotExecutable, 126),
-        (errors.TimeoutExpired, 124),
+        (unsuccessful.TimeoutExpired, 124),
     ],
 )  # fmt: skip
 def test_an_error_has_the_exit_code_of_the_contract(kind, code):

@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 
-from pinfold.run import lifecycle
-from pinfold.run.lifecycle import CAUSES, Action, Event, Lifecycle, State, table
+from pinfold.runs import lifecycle
+from pinfold.runs.lifecycle import CAUSES, Action, Event, Lifecycle, State, table
 
 s, e, a = State, Event, Action
 GENTLE = CAUSES - {e.ABORTED}

@@ -10,8 +10,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from pinfold.run import lifecycle
-from pinfold.run.lifecycle import CAUSES, Action, Event, Lifecycle, State, table
+from pinfold.runs import lifecycle
+from pinfold.runs.lifecycle import CAUSES, Action, Event, Lifecycle, State, table
 
 TIMERS = (Event.GRACE_OVER, Event.GAVE_UP, Event.DRAIN_OVER)  # the bounds that the driver keeps by itself
 ALIVE = (State.NEW, State.STARTING, State.RUNNING)  # how long these last is the caller's business

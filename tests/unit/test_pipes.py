@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfold.result import Stream
-from pinfold.run.pipes import CHUNK, Capture, Feed, Poller, Relay
+from pinfold.runs.pipes import CHUNK, Capture, Feed, Poller, Relay
 
 TURNS = 10_000  # more than any test here needs: the deadline of every loop
 
@@ -264,7 +264,7 @@ def test_a_reader_that_stops_reading_early_is_no_error(poller, pipe, after):
 
 CLOSED_READERS = """
 import os, signal, sys
-from pinfold.run.pipes import Feed, Poller, Relay
+from pinfold.runs.pipes import Feed, Poller, Relay
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 poller = Poller()
 read, write = os.pipe(); os.set_blocking(write, False); os.close(read)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from pinfold.errors import Unsupported, UsageError
@@ -12,7 +10,7 @@ from pinfold.policy import Policy
 
 def test_the_default_is_plain_and_claims_no_more_than_cooperative():
     policy = Policy()
-    assert dataclasses.asdict(policy) == {
+    assert policy._asdict() == {
         "profile": "plain", "no_new_privs": True, "new_session": True, "core_files": False, "umask": 0o022,
         "output_exceeded": "truncate",
     }  # fmt: skip
@@ -44,5 +42,5 @@ def test_every_umask_is_allowed(umask):
 
 
 def test_a_policy_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Policy().umask = 0

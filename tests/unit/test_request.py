@@ -10,9 +10,9 @@ import pytest
 from pinfold.errors import Unsupported, UsageError
 from pinfold.limits import Limits
 from pinfold.policy import Policy
-from pinfold.run.request import Request
-from pinfold.run.stdio import DEVNULL, PIPE, STDOUT
-from pinfold.run.supervision import Bounds
+from pinfold.runs.request import Request
+from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT, Stdio
+from pinfold.runs.supervision import Bounds
 
 BAD_SPANS = (-1, math.nan, "", "abc", "5M", True, [], 10**30)
 
@@ -63,14 +63,17 @@ def test_a_bad_argument_is_refused_by_name(options, named):
     ids=ids,
 )  # fmt: skip
 def test_a_bad_stream_is_refused_by_name_and_leaves_no_fd_open(options, named):
-    request = Request.of(["true"], **options)
+    request, io = Request.of(["true"], **options), Stdio()
     with pytest.raises(UsageError, match=f"^{named}"):
-        request.stdio.open()
+        request.stdio.open(io)
+    io.close()
 
 
 def test_an_fd_that_is_closed_is_the_callers_error():
+    io = Stdio()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        Request.of(["true"], stdin=PIPE, stdout=99999).stdio.open()
+        Request.of(["true"], stdin=PIPE, stdout=99999).stdio.open(io)
+    io.close()
 
 
 @pytest.mark.parametrize("option", ["bogus", "shell", "preexec_fn", "check"])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pinfold.cgroup.group import Cgroup
 from pinfold.result import Placement
 
 
-@dataclass(slots=True)
-class Scope:
+class Scope(NamedTuple):
     """The home of one run: its cgroup, and where that is in the words of the Result."""
 
     run_id: str

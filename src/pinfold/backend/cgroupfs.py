@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from collections import deque
 from typing import Final
 
 from pinfold.backend import Scope, owner
 from pinfold.cgroup.files import DIRECTORY
-from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.group import Cgroup, children
 from pinfold.cgroup.tree import Place, delegated_place
 from pinfold.errors import CgroupError
 from pinfold.result import Placement
 
 BASE_PREFIX: Final = "pinfold-"
+RUN_PREFIX: Final = "run-"
 REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
+_LOOK: Final = 0.001
 
 
 class CgroupfsBackend:
@@ -43,7 +44,7 @@ class CgroupfsBackend:
             self._parent = self._hierarchy.open_root(place.directory)
         except OSError as error:
             raise CgroupError("open", place.directory, error) from error
-        self._base_name = BASE_PREFIX + secrets.token_hex(6)
+        self._base_name = BASE_PREFIX + os.urandom(6).hex()
         self.path = f"{place.path.rstrip('/')}/{self._base_name}"
         self._base = -1
         self._controllers: frozenset[str] = frozenset()
@@ -54,7 +55,8 @@ class CgroupfsBackend:
             self._base = self._hierarchy.open(self._parent, self._base_name, DIRECTORY)
             self.signed = owner.sign(self._base)
         except OSError as error:
-            self._remove()
+            with contextlib.suppress(OSError):
+                os.rmdir(self._base_name, dir_fd=self._parent)
             self._let_go()
             raise CgroupError("mkdir", f"{place.directory}/{self._base_name}", error) from error
 
@@ -68,36 +70,41 @@ class CgroupfsBackend:
     def prepare(self) -> None:
         """Make the spare if there is none. A failure is left to the run that will need it."""
         if self._spare and not self._spares:
-            with contextlib.suppress(CgroupError):
+            try:
                 self._spares.append(self._make())
+            except CgroupError:
+                return
 
     def _make(self) -> Scope:
-        run_id = secrets.token_hex(8)
-        cgroup = Cgroup(self._hierarchy, self._base, self.path, "run-" + run_id, self._controllers)
+        run_id = os.urandom(8).hex()
+        cgroup = Cgroup.make(self._hierarchy, self._base, self.path, RUN_PREFIX + run_id, self._controllers)
         return Scope(run_id, cgroup, Placement(self.name, cgroup.path))
 
     def close(self, *, forked: bool = False) -> None:
-        """Remove the base cgroup; what could not be emptied in it stays, and keeps its record for a later sweep."""
+        """Remove all that is left; what cannot be emptied stays, and the base keeps its record for a later sweep."""
         while self._spares:
-            spare = self._spares.pop().cgroup
-            if not forked:
-                spare.remove()
-            spare.close()
+            self._spares.pop().cgroup.close()
         if not forked:
-            self._remove()
+            end = time.monotonic() + REMOVE_BOUND
+            while not self._removed() and time.monotonic() < end:
+                time.sleep(_LOOK)
         self._let_go()
 
-    def _remove(self) -> None:
-        end = time.monotonic() + REMOVE_BOUND
-        while True:
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    os.rmdir(self._base_name, dir_fd=self._parent)
-                except OSError:
-                    if time.monotonic() < end and not os.stat(self._base).st_nlink > 2:
-                        time.sleep(0.001)
-                        continue
-            return
+    def _removed(self) -> bool:
+        """Try: the spare, what a run could not remove or an exception made it lose, the base."""
+        for name in children(self._base):
+            with contextlib.suppress(OSError):
+                cgroup = Cgroup(self._hierarchy, self._base, self.path, name)
+                cgroup.kill()
+                cgroup.remove()
+                cgroup.close()
+        try:
+            os.rmdir(self._base_name, dir_fd=self._parent)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
 
     def _let_go(self) -> None:
         for fd in (self._base, self._parent):

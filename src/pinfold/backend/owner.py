@@ -7,7 +7,6 @@ the record is there exactly as long as the cgroup.
 from __future__ import annotations
 
 import errno
-import json
 import os
 from typing import Any, Final
 
@@ -34,6 +33,8 @@ def record() -> dict[str, Any]:
 
 def sign(directory: int) -> bool:
     """Write our record on a held cgroup directory. False: this kernel takes no user attributes there."""
+    import json
+
     try:
         os.setxattr(directory, ATTRIBUTE, json.dumps(record()).encode())
     except OSError as error:
@@ -45,6 +46,8 @@ def sign(directory: int) -> bool:
 
 def read(directory: int) -> dict[str, Any] | None:
     """The record on a held cgroup directory, or None if there is none that we understand."""
+    import json
+
     try:
         found = json.loads(os.getxattr(directory, ATTRIBUTE))
     except (OSError, ValueError):

@@ -50,7 +50,7 @@ class Hierarchy:
         if os.fstat(fd).st_dev != self.device:
             os.close(fd)
             raise UsageError(f"{name}: is not on the cgroup2 filesystem that was expected there")
-        return clear_of_stdio(fd)
+        return fd if fd > 2 else clear_of_stdio(fd)
 
 
 def reread(fd: int) -> str:

@@ -6,20 +6,18 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Self
 
-from pinfold.cgroup.files import DIRECTORY, Hierarchy, flat_keyed, nested_keyed, number, reread, stall_usec, write
+from pinfold.cgroup import accounts
+from pinfold.cgroup.files import DIRECTORY, Hierarchy, flat_keyed, reread, write
 from pinfold.errors import CgroupError
-from pinfold.result import Usage
 
 _GONE: Final = (errno.ENOENT, errno.ENODEV)
 _AT_THE_TOP: Final = "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached"
-_ACCOUNTS: Final = ("cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure")  # PSI: Linux 4.20
-_CONTROLLER_ACCOUNTS: Final = {"memory": "memory.peak", "pids": "pids.peak", "io": "io.stat"}  # 5.19, 6.1, 4.5
 
 
 class Cgroup:
-    """A cgroup that we made, held by fds that were opened before anything ran in it.
+    """A cgroup of ours, held by fds that were opened before anything ran in it.
 
     A command that owns its cgroup's files can `chmod 000` them; what is open stays open. `dir` is the directory,
     `path` the name as /proc/PID/cgroup writes it. `controllers` are those enabled for it.
@@ -30,16 +28,11 @@ class Cgroup:
 
     def __init__(self, hierarchy: Hierarchy, parent: int, parent_path: str, name: str,
                  controllers: frozenset[str] = frozenset()) -> None:  # fmt: skip
-        """mkdir `name` in the directory `parent` and open it; a cgroup that exists is an error, never adopted."""
+        """Open the cgroup `name` in the directory `parent`. Raises CgroupError."""
         self._hierarchy, self._parent, self._name, self._controllers = hierarchy, parent, name, controllers
-        self.path = f"{parent_path.rstrip('/')}/{name}"
+        self.path = f"{parent_path}/{name}"
         self.dir = self.events = self._procs = self._kill = self._freeze = -1
         self._accounts: dict[str, int] = {}
-        try:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        except OSError as error:
-            advice = _AT_THE_TOP if error.errno == errno.EAGAIN else None
-            raise CgroupError("mkdir", self.path, error, advice=advice) from error
         try:
             self.dir = hierarchy.open(parent, name, DIRECTORY)
             self.events = hierarchy.open(self.dir, "cgroup.events", os.O_RDONLY)
@@ -48,9 +41,23 @@ class Cgroup:
             self._freeze = hierarchy.open(self.dir, "cgroup.freeze", os.O_WRONLY)
         except OSError as error:
             self.close()
+            raise CgroupError("open", self.path, error) from error
+
+    @classmethod
+    def make(cls, hierarchy: Hierarchy, parent: int, parent_path: str, name: str,
+             controllers: frozenset[str] = frozenset()) -> Self:  # fmt: skip
+        """mkdir it, and open it; a cgroup that exists is an error, never adopted."""
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        except OSError as error:
+            advice = _AT_THE_TOP if error.errno == errno.EAGAIN else None
+            raise CgroupError("mkdir", f"{parent_path}/{name}", error, advice=advice) from error
+        try:
+            return cls(hierarchy, parent, parent_path, name, controllers)
+        except BaseException:
             with contextlib.suppress(OSError):
                 os.rmdir(name, dir_fd=parent)
-            raise CgroupError("open", self.path, error) from error
+            raise
 
     def populated(self) -> bool:
         """Whether a live process is in it or below. Zombies do not count; 1 us on the kept fd."""
@@ -88,7 +95,7 @@ class Cgroup:
         """The processes in it and below; 0 stands for one outside our pid namespace."""
         found = self._pids_of(self._procs)
         with contextlib.suppress(OSError):  # what cannot be listed is still killed, from the top
-            if _children(self.dir):
+            if children(self.dir):
                 os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
             for _parent, _name, directory in self._below():
                 with contextlib.suppress(OSError):
@@ -112,53 +119,42 @@ class Cgroup:
         return [int(line) for line in text.split()]
 
     def open_accounts(self) -> None:
-        """Open the files that `usage` reads, each where it exists: here, while the command runs, it costs no time."""
-        for name in (*_ACCOUNTS, *(f for c, f in _CONTROLLER_ACCOUNTS.items() if c in self._controllers)):
-            with contextlib.suppress(OSError):
+        """Open the files that `read_accounts` reads, each where it exists: while the command runs, it costs no time."""
+        for name in accounts.files(self._controllers):
+            try:
                 self._accounts[name] = self._hierarchy.open(self.dir, name, os.O_RDONLY)
+            except OSError:
+                continue
 
-    def _account(self, name: str) -> str | None:
-        try:
-            return reread(self._accounts[name])
-        except (KeyError, OSError):  # PSI files can be there and refuse (EOPNOTSUPP) when accounting is off
-            return None
+    def read_accounts(self) -> dict[str, str]:
+        """The texts of the accounting files, by name: what the tree used until now. See `accounts.usage`."""
+        texts = {}
+        for name, fd in self._accounts.items():
+            try:
+                texts[name] = reread(fd)
+            except OSError:  # PSI files can be there and refuse (EOPNOTSUPP) when accounting is off
+                continue
+        return texts
 
     def cpu_usec(self) -> int:
         """CPU time of the tree so far, in microseconds (cpu.stat, with or without the cpu controller)."""
-        return flat_keyed(self._account("cpu.stat") or "").get("usage_usec", 0)
-
-    def usage(self) -> Usage:
-        """What the tree used. Each figure that this kernel or this cgroup does not have stays None."""
-        account = self._account
-        cpu = flat_keyed(account("cpu.stat") or "")
-        usage = Usage(
-            cpu.get("usage_usec"),
-            cpu.get("user_usec"),
-            cpu.get("system_usec"),
-            pressure={
-                "cpu_some_usec": stall_usec(account("cpu.pressure"), "some"),
-                "memory_full_usec": stall_usec(account("memory.pressure"), "full"),
-                "io_full_usec": stall_usec(account("io.pressure"), "full"),
-            },
-        )
-        if self._controllers:
-            usage.memory_peak = number(account("memory.peak"))
-            usage.pids_peak = number(account("pids.peak"))
-            io_stat = account("io.stat")
-            if io_stat is not None:
-                devices = nested_keyed(io_stat).values()
-                usage.io_rbytes = sum(int(device.get("rbytes", 0)) for device in devices)
-                usage.io_wbytes = sum(int(device.get("wbytes", 0)) for device in devices)
-        return usage
+        return flat_keyed(reread(self._accounts["cpu.stat"])).get("usage_usec", 0)
 
     def remove(self) -> bool:
         """rmdir it and everything the command made below it. False: something is still in it; try again."""
         try:
-            try:
-                self._rmdir_all()
-            except PermissionError:
-                os.chmod(self.dir, 0o755)  # taken away by the command, as our uid
-                self._rmdir_all()
+            os.rmdir(self._name, dir_fd=self._parent)
+        except OSError:
+            return self._remove_all()
+        return True
+
+    def _remove_all(self) -> bool:
+        try:
+            if children(self.dir):
+                os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
+            for parent, name, _directory in self._below():
+                os.rmdir(name, dir_fd=parent)
+            os.rmdir(self._name, dir_fd=self._parent)
         except OSError as error:
             if error.errno in _GONE:
                 return not self._exists()
@@ -166,11 +162,6 @@ class Cgroup:
                 return False
             raise CgroupError("rmdir", self.path, error) from error
         return True
-
-    def _rmdir_all(self) -> None:
-        for parent, name, _directory in self._below():
-            os.rmdir(name, dir_fd=parent)
-        os.rmdir(self._name, dir_fd=self._parent)
 
     def _exists(self) -> bool:
         try:
@@ -186,7 +177,7 @@ class Cgroup:
         """
         names: list[str] = []
         here = os.dup(self.dir)
-        waiting = [_children(here)]
+        waiting = [children(here)]
         try:
             while True:
                 if waiting[-1]:
@@ -197,7 +188,7 @@ class Cgroup:
                     os.close(here)
                     here = child
                     names.append(name)
-                    waiting.append(_children(here))
+                    waiting.append(children(here))
                 elif names:
                     parent = self._hierarchy.open(here, "..", DIRECTORY)
                     waiting.pop()
@@ -221,6 +212,11 @@ class Cgroup:
             os.chmod(name, 0o755, dir_fd=parent)
             return self._hierarchy.open(parent, name, DIRECTORY)
 
+    def __del__(self) -> None:
+        # One that a signal handler's exception made us lose on the way.
+        if getattr(self, "dir", -1) >= 0:
+            self.close()
+
     def close(self) -> None:
         """Close all fds; the cgroup stays."""
         for fd in (self.dir, self.events, self._kill, self._procs, self._freeze, *self._accounts.values()):
@@ -230,7 +226,7 @@ class Cgroup:
         self._accounts.clear()
 
 
-def _children(directory: int) -> list[str]:
+def children(directory: int) -> list[str]:
     """Names of the cgroups in a directory. st_nlink tells most that there are none, without reading it."""
     if os.fstat(directory).st_nlink == 2:
         return []

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pinfold.cgroup.files import Hierarchy
 from pinfold.errors import NoCgroup2, NotDelegated
@@ -19,8 +18,7 @@ _MOUNT_FIX: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
+class Mount(NamedTuple):
     """A cgroup2 mount: `root` is the cgroup that its mount point shows, as /proc/self/mountinfo has it."""
 
     point: str
@@ -29,8 +27,7 @@ class Mount:
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
+class Place(NamedTuple):
     """A cgroup directory: where it is in the file system, and its path as /proc/PID/cgroup writes it."""
 
     directory: str

@@ -14,7 +14,7 @@ import click
 from pinfold.cgroup import tree
 from pinfold.errors import Error, NoCgroup2, NotDelegated
 from pinfold.result import Result
-from pinfold.run.fold import Fold
+from pinfold.runs.fold import Fold
 
 
 @dataclass(frozen=True, slots=True)

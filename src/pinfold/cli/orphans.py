@@ -15,7 +15,7 @@ import time
 from typing import Final
 
 from pinfold.result import Stray
-from pinfold.run import strays
+from pinfold.runs import strays
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SWEEP_BOUND: Final = 2.0

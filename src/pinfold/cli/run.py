@@ -18,7 +18,7 @@ from pinfold.errors import SpawnError, UsageError
 from pinfold.limits import Limits
 from pinfold.policy import Policy
 from pinfold.result import Result
-from pinfold.run.fold import Fold
+from pinfold.runs.fold import Fold
 
 TIMED_OUT: Final = 124
 FAILED: Final = 125
@@ -83,7 +83,7 @@ def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tup
         run = fold.start(argv, policy=Policy(**policy, new_session=not shared), **arguments)
         signals.attend(run, lambda: orphans.reap(run.pid))
         result = run.wait()
-        result.receipt.escaped_processes = orphans.sweep()
+        result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())
     return result, signals.ended_by
 
 

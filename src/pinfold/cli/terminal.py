@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from pinfold.run.run import Run
+from pinfold.runs.run import Run
 
 _FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP")
 _SI_KERNEL: Final = 0x80  # sigaction(2): sent by the kernel, here by the terminal

@@ -334,23 +334,24 @@ static char **strings_of(PyObject *list)
 
 PyDoc_STRVAR(spawn_doc,
 "spawn(argv, paths, env, cwd, fds, cgroup, new_session, umask, rlimits, groups, gid, uid,\n"
-"      no_new_privs) -> (pid, pidfd, born_inside)\n"
+"      no_new_privs, born)\n"
 "\n"
-"Start a program in the cgroup whose directory is the fd `cgroup`. Returns once it has been exec'ed.\n"
+"Start a program in the cgroup whose directory is the fd `cgroup`. Returns once it has been exec'ed,\n"
+"with (pid, pidfd, born_inside) appended to the list `born`.\n"
 "env None: this process' own. rlimits, groups: packed. Raises OSError(errno, step, path or None).");
 
 static PyObject *spawn(PyObject *self, PyObject *args)
 {
 	struct plan p = {0};
-	PyObject *argv, *paths, *env, *result = NULL;
+	PyObject *argv, *paths, *env, *born, *started, *result = NULL;
 	Py_ssize_t cwd_size;
 	long pid;
 	int pidfd = -1;
 
 	(void)self; /* the module has no state */
-	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llp:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
+	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llpO!:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
 			      &p.fds[1], &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &p.rlimits, &p.rlimits_size,
-			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs))
+			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs, &PyList_Type, &born))
 		return NULL;
 	if (env == Py_None)
 		p.envp = environ;
@@ -376,7 +377,10 @@ static PyObject *spawn(PyObject *self, PyObject *args)
 		}
 		goto out;
 	}
-	result = Py_BuildValue("liO", pid, pidfd, p.move ? Py_False : Py_True);
+	started = Py_BuildValue("liO", pid, pidfd, p.move ? Py_False : Py_True);
+	if (started && PyList_Append(born, started) == 0)
+		result = Py_NewRef(Py_None);
+	Py_XDECREF(started);
 out:
 	PyMem_Free(p.argv);
 	PyMem_Free(p.paths);

@@ -12,5 +12,6 @@ def spawn(
     gid: int,
     uid: int,
     no_new_privs: bool,
+    born: list[tuple[int, int, bool]],
     /,
-) -> tuple[int, int, bool]: ...
+) -> None: ...

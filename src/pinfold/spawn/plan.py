@@ -8,10 +8,8 @@ import os
 import resource
 import struct
 import threading
-from dataclasses import dataclass
 from typing import Final
 
-from pinfold.cgroup.files import clear_of_stdio
 from pinfold.cgroup.group import Cgroup
 from pinfold.command import Command
 from pinfold.errors import CommandNotExecutable, CommandNotFound, SpawnError
@@ -37,26 +35,19 @@ os.register_at_fork(after_in_child=_fresh_lock)
 _NO_LOCK: Final = contextlib.nullcontext()
 
 
-@dataclass(slots=True)
-class Spawned:
-    """A started process. `born_inside`: by clone3 into its cgroup, not moved there. The pidfd is the caller's."""
-
-    pid: int
-    pidfd: int
-    born_inside: bool
-
-
-def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int, int]) -> Spawned:
+def spawn(
+    command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int, int], born: list[tuple[int, int, bool]]
+) -> None:
     """Start a command in a cgroup; `fds` become its 0, 1 and 2 (INHERIT: ours).
 
     Returns once it has been exec'ed. Raises SpawnError with the step that refused; then nothing is left of it.
+    `born` gets (pid, pidfd, whether clone3 did it) before anything can be raised: a signal handler of the host program
+    may raise on the way back from here, and a return value would be lost with it. The pidfd is the caller's.
     """
     identity = command.identity
-    rlimits = b"" if policy.core_files else _NO_CORE_FILES
-    lock = _NO_LOCK if identity.uid is None and identity.gid is None else _changing_identity
     try:
-        with lock:
-            pid, pidfd, born_inside = _spawn(
+        with _NO_LOCK if identity.uid is None and identity.gid is None else _changing_identity:
+            _spawn(
                 command.argv,
                 command.candidates(),
                 command.env,
@@ -65,15 +56,15 @@ def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int,
                 cgroup.dir,
                 policy.new_session,
                 policy.umask,
-                rlimits,
+                b"" if policy.core_files else _NO_CORE_FILES,
                 None if identity.groups is None else struct.pack(f"={len(identity.groups)}I", *identity.groups),
                 -1 if identity.gid is None else identity.gid,
                 -1 if identity.uid is None else identity.uid,
                 policy.no_new_privs,
+                born,
             )
     except OSError as error:
         raise _explained(error, command, cgroup) from error
-    return Spawned(pid, clear_of_stdio(pidfd), born_inside)
 
 
 def _explained(error: OSError, command: Command, cgroup: Cgroup) -> SpawnError:

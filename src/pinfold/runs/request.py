@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import locale
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import IO, Any, Literal, TypedDict
+from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from pinfold import units
 from pinfold.command import Command
 from pinfold.errors import UsageError
-from pinfold.limits import Limits
 from pinfold.policy import Policy
-from pinfold.run.stdio import PIPE, StdioPlan
-from pinfold.run.supervision import Bounds
+from pinfold.runs.stdio import PIPE, StdioPlan
+from pinfold.runs.supervision import Bounds
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from pinfold.limits import Limits
 
 Argument = str | bytes | os.PathLike[Any]
 Target = int | str | os.PathLike[Any] | IO[Any] | None
-Span = float | str | timedelta | None
+Span: TypeAlias = "float | str | timedelta | None"
 
 
 class Options(TypedDict, total=False):
@@ -59,8 +60,7 @@ class Options(TypedDict, total=False):
     strays: Literal["kill", "wait"]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One run, as asked for."""
 
     args: Sequence[Any]
@@ -102,12 +102,16 @@ class Request:
         if strays not in ("kill", "wait"):
             raise UsageError(f"strays {strays!r}: must be 'kill' or 'wait'")
         if limits is not None:
-            _of(Limits, limits, "limits").require_none()
+            from pinfold.limits import Limits
+
+            _of(Limits, limits, "limits", tuple(Limits.__dataclass_fields__)).require_none()
         if capture_output:
             if stdout is not None or stderr is not None:
                 raise UsageError("capture_output says PIPE for stdout and stderr: give one or the other")
             stdout = stderr = PIPE
         if encoding is None and text:
+            import locale
+
             encoding = locale.getencoding()
         if encoding is not None:
             _check_encoding(encoding)
@@ -116,28 +120,22 @@ class Request:
                 raise UsageError("input goes to stdin: give one or the other")
             stdin = PIPE
         cap = None if output_limit is None else units.size(output_limit, "output_limit")
-        bounds = _UNBOUNDED
-        if grace is None:
-            grace = 0
-        stop = units.signal_number(stop_signal, "stop_signal")
-        patience = units.span(grace, "grace")
-        if not timeout is idle_timeout is cpu_timeout is None or patience:
-            bounds = Bounds(
-                _bound(timeout, "timeout"),
-                patience,
-                _bound(idle_timeout, "idle_timeout"),
-                _bound(cpu_timeout, "cpu_timeout"),
-                stop,
-            )
+        bounds = Bounds(
+            units.INFINITY if timeout is None else units.span(timeout, "timeout"),
+            0.0 if grace is None else units.span(grace, "grace"),
+            units.INFINITY if idle_timeout is None else units.span(idle_timeout, "idle_timeout"),
+            units.INFINITY if cpu_timeout is None else units.span(cpu_timeout, "cpu_timeout"),
+            units.signal_number(stop_signal, "stop_signal"),
+        )
         watched = idle_timeout is not None or cap is not None
         if manual and watched and PIPE in (stdout, stderr):
             raise UsageError("idle_timeout and output_limit need the output to pass through us; with PIPE you read it")
         return cls(
             argv,
             Command.of(argv, env=env, cwd=cwd, user=user, group=group),
-            _PLAIN if policy is None else _of(Policy, policy, "policy"),
+            _PLAIN if policy is None else _of(Policy, policy, "policy", Policy._fields),
             bounds,
-            StdioPlan(stdin, stdout, stderr, _input(input, encoding), cap, watched, manual),
+            StdioPlan(stdin, stdout, stderr, None if input is None else _input(input, encoding), cap, watched, manual),
             strays == "wait",
             encoding,
         )
@@ -157,7 +155,6 @@ class Request:
 
 
 _PLAIN = Policy()
-_UNBOUNDED = Bounds()
 
 
 def _check_encoding(encoding: Any) -> None:
@@ -168,26 +165,17 @@ def _check_encoding(encoding: Any) -> None:
         raise UsageError(f"encoding {encoding!r}: no such text encoding") from None
 
 
-def _bound(value: Span, what: str) -> float:
-    return units.INFINITY if value is None else units.span(value, what)
-
-
-def _of(kind: Any, value: Any, what: str) -> Any:
+def _of(kind: Any, value: Any, what: str, known: tuple[str, ...]) -> Any:
     if isinstance(value, kind):
         return value
     if not isinstance(value, Mapping):
         raise UsageError(f"{what} is {type(value).__name__}: must be a {kind.__name__} or a mapping of its fields")
-    try:
-        return kind(**value)
-    except TypeError:
-        if not {str(name) for name in value} - set(kind.__dataclass_fields__):
-            raise
-        known = ", ".join(kind.__dataclass_fields__)
-        unknown = ", ".join(str(name) for name in value if name not in kind.__dataclass_fields__)
-        raise UsageError(f"{what}: {unknown} is unknown; known are {known}") from None
+    if unknown := [str(name) for name in value if name not in known]:
+        raise UsageError(f"{what}: {', '.join(unknown)} is unknown; known are {', '.join(known)}")
+    return kind(**value)
 
 
-def _input(data: bytes | str | None, encoding: str | None) -> bytes | None:
+def _input(data: bytes | str, encoding: str | None) -> bytes:
     if isinstance(data, str):
         if encoding is None:
             raise UsageError("input is text: say text=True or encoding=")
@@ -195,6 +183,6 @@ def _input(data: bytes | str | None, encoding: str | None) -> bytes | None:
             return data.encode(encoding, "surrogateescape")
         except UnicodeEncodeError as error:
             raise UsageError(f"input: cannot be encoded as {encoding}: {error}") from error
-    if data is None or isinstance(data, (bytes, bytearray, memoryview)):
-        return data if data is None else bytes(data)
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
     raise UsageError(f"input is {type(data).__name__}: must be bytes, or text with text=True")

@@ -1,6 +1,6 @@
 """Supervision: does what the lifecycle says, for one run, under one epoll.
 
-The lifecycle decides; here are the fds, the clock and the kernel's answers. `start`, then `turn` until `ended`.
+The lifecycle decides; here are the fds, the clock and the kernel's answers.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import select
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from pinfold.backend import Backend, Scope
+from pinfold.cgroup.files import clear_of_stdio
 from pinfold.command import Command
 from pinfold.errors import SpawnError
 from pinfold.policy import Policy
-from pinfold.result import Receipt, Usage
-from pinfold.run import strays
-from pinfold.run.lifecycle import Action, Event, Lifecycle, State
-from pinfold.run.pipes import Poller, Relay
-from pinfold.run.reap import reap
-from pinfold.run.stdio import Stdio, StdioPlan
+from pinfold.result import Stray
+from pinfold.runs import strays
+from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
+from pinfold.runs.pipes import Poller, Relay
+from pinfold.runs.reap import reap
+from pinfold.runs.stdio import Stdio, StdioPlan
 from pinfold.spawn.plan import spawn
 from pinfold.units import INFINITY
 
@@ -41,8 +41,7 @@ _CPU_LOOK: Final = 0.01
 _LONGEST_WAIT: Final = 3600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(NamedTuple):
     """The limits on a run's time, in seconds; infinite: none. `signal` is sent when one is hit, if there is a grace."""
 
     timeout: float = INFINITY
@@ -53,63 +52,66 @@ class Bounds:
 
 
 class Supervision:
-    """One run, from its cgroup's mkdir to its Result. Not thread-safe but for `request`."""
+    """One run, from its cgroup's mkdir to what its Result is made of. Not thread-safe but for `wanted` and `cancel`."""
+
+    scope: Scope  # from `start` on
+    ended = False  # it is all over: killed, drained, measured, removed, closed
+    pid: int | None = None
+    pidfd = -1
+    born_inside = False
+    returncode: int | None = None
+    error: SpawnError | None = None
+    duration = 0.0
+    # The receipt, as far as it is known.
+    emptied = removed = pipe_held = False
+    stray_count = kill_rounds = bytes_after_kill = 0
+    stray_processes: Sequence[Stray] = ()
+    stuck_pids: Sequence[int] = ()
+    kill_to_empty_usec: int | None = None
+
+    _look_at = INFINITY
+    _look_pause = _LOOK_FIRST
+    _killed_at = 0.0
+    _bytes_at_kill = 0
+    _end_time = 0.0
 
     def __init__(self, backend: Backend, command: Command, policy: Policy, bounds: Bounds, plan: StdioPlan, *,
                  wait: bool) -> None:  # fmt: skip
-        self._backend, self.command, self.policy, self.bounds = backend, command, policy, bounds
-        self._wait = wait
+        """Take note of everything; nothing is opened before `start`."""
+        self._backend, self.command, self.policy, self.bounds, self._plan = backend, command, policy, bounds, plan
         self.life = Lifecycle(grace=bounds.grace > 0, wait=wait)
-        self.receipt = Receipt()
-        self.pid: int | None = None
-        self.pidfd = -1
-        self.returncode: int | None = None
-        self.error: SpawnError | None = None
-        self.usage = Usage()
-        self._timers: dict[Event, float] = {}
-        self._look_at = INFINITY
-        self._look_pause = _LOOK_FIRST
-        self._killed_at = 0.0
-        self._bytes_at_kill = 0
+        self.io = Stdio()
         self.wanted: deque[Callable[[], None]] = deque()  # what other threads want done in this one
-        self._end_time = 0.0
-        self.started_at, self._start_time = time.time(), time.monotonic()
-        self.duration = 0.0
-        self.io: Stdio = plan.open()
-        try:
-            self._poller = Poller()
-            try:
-                self.scope: Scope = backend.scope()
-            except BaseException:
-                self._poller.close()
-                raise
-        except BaseException:
-            self.io.close()
-            raise
+        self._timers: dict[Event, float] = {}
+        self.accounts: dict[str, str] = {}
+        self._born: list[tuple[int, int, bool]] = []
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Start the command. A refusal is no exception here: it is in `error` when the run has ended."""
+    def run(self) -> None:
+        """From start to end. Whatever is raised meanwhile, nothing of the run is left."""
         try:
-            self.take(Event.START)
+            self.start()
+            self.drive()
         except BaseException:
             self.abort()
             raise
+
+    def start(self) -> None:
+        """Start the command. A refusal is no exception here: it is in `error`, and `drive` comes to the end.
+
+        After any exception the caller has to `abort`.
+        """
+        self.started_at, self._start_time = time.time(), time.monotonic()
+        self._plan.open(self.io)
+        self._poller = Poller()
+        self.scope = self._backend.scope()
+        self.take(Event.START)
 
     def drive(self) -> None:
-        """Turn until ended. Whatever is raised meanwhile, nothing of the run is left."""
-        try:
-            while not self.ended:
-                self.turn()
-        except BaseException:
-            self.abort()
-            raise
-
-    @property
-    def ended(self) -> bool:
-        """It is all over: killed, drained, measured, removed."""
-        return self.life.state is State.ENDED
+        """Turn until ended. After any exception the caller has to `abort`."""
+        while not self.ended:
+            self.turn()
 
     def turn(self) -> None:
         """Wait for what comes next and take it."""
@@ -132,36 +134,44 @@ class Supervision:
             self.wanted.popleft()()
 
     def abort(self) -> None:
-        """Kill and clean up; for when an exception passes through. A second Ctrl-C does not interrupt it."""
-        end = time.monotonic() + KILL_BOUND + DRAIN_BOUND + REMOVE_BOUND
-        while self.life.state is not State.ENDED and time.monotonic() < end:
-            # What was raised may have cut an action short: kill first, whatever the lifecycle believes.
-            with contextlib.suppress(Exception, KeyboardInterrupt):
-                self._kill_directly()
-                self.take(Event.ABORTED)
-                break
-        while not self.ended and time.monotonic() < end:
-            with contextlib.suppress(Exception, KeyboardInterrupt):
-                if self.life.state is State.KILLING and not self._timers:
-                    self._arm_kill()
-                self.turn()
-        if not self.receipt.removed:
-            with contextlib.suppress(Exception):
-                self.receipt.removed = self.scope.cgroup.remove()
+        """Kill and clean up by force; for when an exception has passed through, maybe in the middle of an action.
+
+        The lifecycle is not asked, and each step can be done twice: whatever a second exception (another Ctrl-C)
+        cuts short is begun again.
+        """
+        end = time.monotonic() + KILL_BOUND
+        while not self.ended:
+            try:
+                self._end_by_force(end)
+            except BaseException:  # noqa: BLE001  # the first one is on its way to the caller
+                if time.monotonic() > end:
+                    return
+
+    def _end_by_force(self, end: float) -> None:
+        if self._born and self.pid is None:
+            self.pid, self.pidfd, self.born_inside = self._born[0]
+        if hasattr(self, "scope") and not self.removed:
+            cgroup = self.scope.cgroup
+            cgroup.kill()
+            while time.monotonic() < end and not (self._reaped() and not cgroup.populated()):
+                self.signal_main(signal.SIGKILL)
+                strays.signal_all(cgroup, signal.SIGKILL)
+                cgroup.kill()
+                cgroup.freeze(False)
+                time.sleep(_LOOK_FIRST)
+            self.emptied = self._reaped() and not cgroup.populated()
+            self._remove_within(REMOVE_BOUND if self.emptied else 0)
         self._release()
 
     def cancel(self) -> None:
-        """From another thread, when the fold is closed: the run's own thread then sees everything dead."""
-        self.life.cause = self.life.cause or Event.ABORTED
-        with contextlib.suppress(OSError):
-            self.scope.cgroup.kill()
+        """From another thread, when the fold is closed: kill; the run's own thread then sees everything dead.
 
-    def _kill_directly(self) -> None:
-        self.scope.cgroup.kill()
-        self.signal_main(signal.SIGKILL)
-        self.scope.cgroup.freeze(False)
-        if self.pidfd >= 0 and not self._poller.watches(self.pidfd):
-            self._poller.add(self.pidfd, select.EPOLLIN, self._exited)
+        To be repeated until it has ended: it may be about to start.
+        """
+        self.life.cause = self.life.cause or Event.ABORTED
+        if hasattr(self, "scope"):
+            with contextlib.suppress(OSError):
+                self.scope.cgroup.kill()
 
     def _fire(self) -> None:
         now = time.monotonic()
@@ -200,15 +210,15 @@ class Supervision:
     def _spawn(self) -> None:
         io, child = self.io, self.io.child
         try:
-            started = spawn(self.command, self.policy, self.scope.cgroup, (child[0], child[1], child[2]))
+            spawn(self.command, self.policy, self.scope.cgroup, (child[0], child[1], child[2]), self._born)
         except SpawnError as error:
             self.error = error
             io.close_for_child()
             self._begin_streams()
             self.take(Event.SPAWN_FAILED)
             return
-        self.pid, self.pidfd = started.pid, started.pidfd
-        self.scope.placement.entry = "clone3" if started.born_inside else "cgroup.procs"
+        self.pid, self.pidfd, self.born_inside = self._born[0]
+        self.pidfd = clear_of_stdio(self.pidfd)
         io.close_for_child()
         self._begin_streams()
         self._poller.add(self.pidfd, select.EPOLLIN, self._exited)
@@ -242,16 +252,22 @@ class Supervision:
             self.take(Event.OUTPUT_EXCEEDED)
 
     def _exited(self) -> None:
+        if self._reaped():
+            self.take(Event.EXITED)
+            if self.life.state not in (State.DRAINING, State.ENDED):
+                self._look()
+
+    def _reaped(self) -> bool:
+        if self.pidfd < 0:
+            return True
         try:
             self.returncode = reap(self.pidfd)
         except BlockingIOError:
-            return
+            return False
         self._poller.drop(self.pidfd)
-        os.close(self.pidfd)
-        self.pidfd = -1
-        self.take(Event.EXITED)
-        if self.life.state not in (State.DRAINING, State.ENDED):
-            self._look()
+        pidfd, self.pidfd = self.pidfd, -1
+        os.close(pidfd)
+        return True
 
     def _look(self) -> None:
         """Ask the kernel; EMPTY is an event only once it has said `populated 0` and the main process is reaped."""
@@ -280,7 +296,7 @@ class Supervision:
             self._name_strays()
         finally:
             self._arm_kill()
-            self.receipt.kill_rounds = 1
+            self.kill_rounds = 1
             cgroup.kill()
             self.signal_main(signal.SIGKILL)  # it may have left the cgroup
 
@@ -288,9 +304,9 @@ class Supervision:
         cgroup = self.scope.cgroup
         strays.freeze(cgroup)
         left = [pid for pid in cgroup.pids() if self.pidfd < 0 or pid != self.pid]
-        self.receipt.strays = len(left)
+        self.stray_count = len(left)
         if left:
-            self.receipt.stray_processes = strays.describe(left)
+            self.stray_processes = strays.describe(left)
 
     def _arm_kill(self) -> None:
         self._killed_at = time.monotonic()
@@ -307,29 +323,29 @@ class Supervision:
     def _kill_each(self) -> None:
         """What one `cgroup.kill` misses: a process whose leader thread has exited (6.18), a fork race (before 6.14)."""
         cgroup = self.scope.cgroup
-        self.receipt.kill_rounds += 1
+        self.kill_rounds += 1
         cgroup.freeze(True)
         try:
             strays.signal_all(cgroup, signal.SIGKILL)
             cgroup.kill()
         finally:
             cgroup.freeze(False)
-        self._timers[Event.STILL_POPULATED] = time.monotonic() + KILL_ROUND * self.receipt.kill_rounds
+        self._timers[Event.STILL_POPULATED] = time.monotonic() + KILL_ROUND * self.kill_rounds
 
     def _name_stuck(self) -> None:
         stuck = set(self.scope.cgroup.pids())
         if self.pidfd >= 0 and self.pid is not None:
             stuck.add(self.pid)
-        self.receipt.stuck_pids = sorted(stuck)
+        self.stuck_pids = sorted(stuck)
 
     def _drain(self) -> None:
         self._timers.clear()
         self._look_at = INFINITY
         self._poller.drop(self.scope.cgroup.events)
         now = self._end_time = time.monotonic()
-        self.receipt.emptied = not self.receipt.stuck_pids
-        if self._killed_at and self.receipt.emptied:
-            self.receipt.kill_to_empty_usec = round((now - self._killed_at) * 1e6)
+        self.emptied = not self.stuck_pids
+        if self._killed_at and self.emptied:
+            self.kill_to_empty_usec = round((now - self._killed_at) * 1e6)
         if self.io.feed is not None:
             self.io.feed.close()
         for output in self.io.outputs:
@@ -344,7 +360,7 @@ class Supervision:
         return all(output is None or output.done for output in self.io.outputs)
 
     def _name_held(self) -> None:
-        self.receipt.pipe_held = not self._drained()
+        self.pipe_held = not self._drained()
 
     def _close(self) -> None:
         for output in self.io.outputs:
@@ -352,32 +368,35 @@ class Supervision:
                 output.close()
         self._timers.clear()
         if self._killed_at:
-            self.receipt.bytes_after_kill = self._byte_count() - self._bytes_at_kill
+            self.bytes_after_kill = self._byte_count() - self._bytes_at_kill
 
     def _measure(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # a figure that cannot be had stays None
-            self.usage = self.scope.cgroup.usage()
+        self.accounts = self.scope.cgroup.read_accounts()
 
     def _remove(self) -> None:
-        cgroup = self.scope.cgroup
-        end = time.monotonic() + (REMOVE_BOUND if self.receipt.emptied else 0)
-        while not (removed := cgroup.remove()) and time.monotonic() < end:
-            time.sleep(0.001)
-        self.receipt.removed = removed
+        self._remove_within(REMOVE_BOUND if self.emptied else 0)
         self._release()
+
+    def _remove_within(self, bound: float) -> None:
+        cgroup = self.scope.cgroup
+        self.removed = cgroup.remove()
+        end = time.monotonic() + bound
+        while not self.removed and time.monotonic() < end:
+            time.sleep(_LOOK_FIRST)
+            self.removed = cgroup.remove()
 
     def _release(self) -> None:
         """Close what is ours; once more is no harm."""
-        self.scope.cgroup.close()
-        self._poller.close()
-        for end in (self.io.feed, *self.io.outputs):
-            if end is not None:
-                end.close()
-        self.io.close_for_child()
+        self.io.close()
+        if hasattr(self, "scope"):
+            self.scope.cgroup.close()
+        if hasattr(self, "_poller"):
+            self._poller.close()
         if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
+            pidfd, self.pidfd = self.pidfd, -1
+            os.close(pidfd)
         self.duration = time.monotonic() - self._start_time
+        self.ended = True
 
     def _byte_count(self) -> int:
         return sum(output.count for output in self.io.outputs if output is not None)

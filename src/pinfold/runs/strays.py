@@ -36,15 +36,15 @@ def describe(pids: list[int]) -> list[Stray]:
         try:
             process = psutil.Process(pid)
             with process.oneshot():
-                stray = Stray(pid, process.ppid(), None, printable(process.name()), None)
+                stray = Stray(pid, process.ppid(), comm=printable(process.name()))
         except (psutil.Error, ValueError):
-            found.append(Stray(pid, None, None, None, None))
+            found.append(Stray(pid))
             continue
         with contextlib.suppress(OSError):
-            stray.sid = os.getsid(pid)
+            stray = stray._replace(sid=os.getsid(pid))
         with contextlib.suppress(psutil.Error):
             # Empty for a process whose leader thread has exited.
-            stray.argv = [printable(argument) for argument in process.cmdline()] or None
+            stray = stray._replace(argv=[printable(argument) for argument in process.cmdline()] or None)
         found.append(stray)
     return found
 

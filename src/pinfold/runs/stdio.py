@@ -7,12 +7,11 @@ streams is seen), the rest once the run has ended.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from pinfold.cgroup.files import clear_of_stdio
 from pinfold.errors import UsageError
-from pinfold.run.pipes import Capture, Feed, Relay
+from pinfold.runs.pipes import Capture, Feed, Relay
 from pinfold.spawn.plan import INHERIT
 
 # The standard library's values, so that either module's names can be used.
@@ -23,36 +22,39 @@ DEVNULL: Final = -3
 Output = Capture | Relay
 
 
-@dataclass(slots=True)
 class Stdio:
     """The descriptors of one run. `pipes` are ends that the user reads or writes himself (`start` with PIPE)."""
 
-    child: list[int] = field(default_factory=lambda: [INHERIT, INHERIT, INHERIT])
-    for_child: list[int] = field(default_factory=list)
-    feed: Feed | None = None
-    outputs: list[Output | None] = field(default_factory=lambda: [None, None])
-    pipes: dict[int, int] = field(default_factory=dict)
+    __slots__ = ("child", "feed", "for_child", "outputs", "pipes")
+
+    def __init__(self) -> None:
+        self.child = [INHERIT, INHERIT, INHERIT]
+        self.for_child: list[int] = []
+        self.feed: Feed | None = None
+        self.outputs: list[Output | None] = [None, None]
+        self.pipes: dict[int, int] = {}
 
     def close_for_child(self) -> None:
         """Close what the command has its own copies of."""
-        for fd in self.for_child:
-            os.close(fd)
-        self.for_child.clear()
+        while self.for_child:
+            os.close(self.for_child.pop())
 
     def close(self) -> None:
-        """Close everything, for a run that never started."""
+        """Close all but the user's ends; once more is no harm."""
         self.close_for_child()
-        for end in (self.feed, *self.outputs):
-            if end is not None and end.fd >= 0:
-                os.close(end.fd)
-                end.fd = -1
-        for fd in self.pipes.values():
-            os.close(fd)
-        self.pipes.clear()
+        if self.feed is not None:
+            self.feed.close()
+        for output in self.outputs:
+            if output is not None:
+                output.close()
+
+    def close_pipes(self) -> None:
+        """Close the user's ends, for a run that he never got."""
+        while self.pipes:
+            os.close(self.pipes.popitem()[1])
 
 
-@dataclass(frozen=True, slots=True)
-class StdioPlan:
+class StdioPlan(NamedTuple):
     """What was asked for. `manual`: PIPE means a stream for the user, not a capture.
 
     `watched`: output must be counted (an idle timeout, a limit), so what would go straight to a file is relayed.
@@ -66,22 +68,16 @@ class StdioPlan:
     watched: bool = False
     manual: bool = False
 
-    def open(self) -> Stdio:
-        """Open all of it, or nothing. Raises UsageError, or OSError for a file that cannot be opened."""
+    def open(self, io: Stdio) -> None:
+        """Open all of it into `io`. Raises UsageError, or OSError for a file that cannot be opened."""
         if self.stdin is None and self.stdout is None and self.stderr is None and not self.watched:
-            return Stdio()
-        io = Stdio()
-        try:
-            self._stdin(io)
-            self._output(io, 1, self.stdout, "stdout")
-            if self.stderr == STDOUT and isinstance(self.stderr, int):
-                io.child[2] = _ours_or_null(1, io) if io.child[1] == INHERIT else io.child[1]
-            else:
-                self._output(io, 2, self.stderr, "stderr")
-        except BaseException:
-            io.close()
-            raise
-        return io
+            return
+        self._stdin(io)
+        self._output(io, 1, self.stdout, "stdout")
+        if self.stderr == STDOUT and isinstance(self.stderr, int):
+            io.child[2] = _ours_or_null(1, io) if io.child[1] == INHERIT else io.child[1]
+        else:
+            self._output(io, 2, self.stderr, "stderr")
 
     def _stdin(self, io: Stdio) -> None:
         if self.stdin == PIPE and isinstance(self.stdin, int):

@@ -12,14 +12,14 @@ the next event: grace, kill bound, drain bound.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import StrEnum, auto
 from functools import cache
 from typing import Final
 
 from pinfold.result import Outcome
 
 
-class State(Enum):
+class State(StrEnum):  # a str's hash is C and kept, an Enum's is Python: these are looked up in every run
     """Where a run is."""
 
     NEW = auto()
@@ -31,7 +31,7 @@ class State(Enum):
     ENDED = auto()
 
 
-class Event(Enum):
+class Event(StrEnum):
     """What can happen to it."""
 
     START = auto()
@@ -52,7 +52,7 @@ class Event(Enum):
     DRAIN_OVER = auto()  # somebody outside still holds a pipe end
 
 
-class Action(Enum):
+class Action(StrEnum):
     """What the driver has to do."""
 
     SPAWN = auto()

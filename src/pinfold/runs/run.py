@@ -13,11 +13,12 @@ from typing import IO, Any, Self
 
 from pinfold import errors, units
 from pinfold.result import Result
-from pinfold.run.lifecycle import Event
-from pinfold.run.pipes import Capture, Feed, Poller
-from pinfold.run.report import report
-from pinfold.run.request import Request, Span
-from pinfold.run.supervision import Supervision
+from pinfold.runs import strays
+from pinfold.runs.lifecycle import Event
+from pinfold.runs.pipes import Capture, Feed, Poller
+from pinfold.runs.report import report
+from pinfold.runs.request import Request, Span
+from pinfold.runs.supervision import Supervision
 
 _LONGEST_WAIT = 3600.0
 
@@ -29,9 +30,10 @@ class Run:
     the command has ended, and are the caller's to close; the context manager does it.
     """
 
-    def __init__(self, request: Request, supervision: Supervision, registry: set[Run]) -> None:
+    def __init__(self, request: Request, supervision: Supervision, running: set[Supervision]) -> None:
+        """Start it. `running`: from which it is taken when it has ended."""
         self.args = request.args
-        self._request, self._supervision, self._registry = request, supervision, registry
+        self._request, self._supervision, self._running = request, supervision, running
         self._result: Result | None = None
         self.ended = threading.Event()  # set when nothing of the run is left
         self._asking = threading.Lock()  # guards _wake, which ends with the run
@@ -41,33 +43,34 @@ class Run:
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
+        thread = threading.Thread(target=self._drive, name="pinfold", daemon=True)
         try:
-            supervision.accept_requests(self._wake)
             supervision.start()
             if supervision.error is not None:
                 supervision.drive()
                 report(supervision, self.args, request.decode)  # raises it
             self.pid: int = supervision.pid or 0
-            thread = threading.Thread(target=self._drive, name=f"pinfold-{self.pid}", daemon=True)
-            registry.add(self)
+            supervision.accept_requests(self._wake)
+            self._open_streams()
             thread.start()
         except BaseException:
-            registry.discard(self)
-            if not supervision.ended:
+            if thread.ident is None:
                 supervision.abort()
-            supervision.io.close()
-            self._close_fds()
+                running.discard(supervision)
+                supervision.io.close_pipes()
+                self._close_fds()
+            else:
+                self.kill()
             raise
-        self._open_streams()
 
     def _open_streams(self) -> None:
         pipes = self._supervision.io.pipes
         if 0 in pipes:
-            self.stdin = self._as_text(os.fdopen(pipes[0], "wb"))
+            self.stdin = self._as_text(os.fdopen(pipes.pop(0), "wb"))
         if 1 in pipes:
-            self.stdout = self._as_text(io.BufferedReader(_Reader(pipes[1], self._over)))
+            self.stdout = self._as_text(io.BufferedReader(_Reader(pipes.pop(1), self._over)))
         if 2 in pipes:
-            self.stderr = self._as_text(io.BufferedReader(_Reader(pipes[2], self._over)))
+            self.stderr = self._as_text(io.BufferedReader(_Reader(pipes.pop(2), self._over)))
 
     def _as_text(self, stream: Any) -> IO[Any]:
         encoding = self._request.encoding
@@ -75,10 +78,14 @@ class Run:
 
     def _drive(self) -> None:
         try:
-            self._supervision.drive()
+            try:
+                self._supervision.drive()
+            except BaseException:
+                self._supervision.abort()
+                raise
             self._result = report(self._supervision, self.args, self._request.decode)
         finally:
-            self._registry.discard(self)
+            self._running.discard(self._supervision)
             os.eventfd_write(self._over, 1)
             with self._asking:
                 self.ended.set()
@@ -175,20 +182,16 @@ class Run:
 
     def pause(self) -> None:
         """Freeze the whole tree (`cgroup.freeze`) until `resume`; the clocks of its limits go on."""
-        self._freeze(True)
+        self._in_its_thread(lambda: strays.freeze(self._supervision.scope.cgroup))
 
     def resume(self) -> None:
         """Let the tree go on."""
-        self._freeze(False)
+        self._in_its_thread(lambda: self._supervision.scope.cgroup.freeze(False))
 
-    def _freeze(self, frozen: bool) -> None:
+    def _in_its_thread(self, act: Callable[[], None]) -> None:
         done = threading.Event()
-
-        def freeze() -> None:
-            self._supervision.scope.cgroup.freeze(frozen)
-            done.set()
-
-        self._ask(freeze)
+        self._ask(act)
+        self._ask(done.set)
         while not done.wait(0.1) and not self.ended.is_set():
             pass
 

@@ -14,12 +14,13 @@ from pinfold.backend import Backend
 from pinfold.backend.cgroupfs import CgroupfsBackend
 from pinfold.errors import Error, Unsupported, UsageError
 from pinfold.result import Result
-from pinfold.run.report import report
-from pinfold.run.request import Argument, Options, Request
-from pinfold.run.run import Run
-from pinfold.run.supervision import Supervision
+from pinfold.runs.report import report
+from pinfold.runs.request import Argument, Options, Request
+from pinfold.runs.run import Run
+from pinfold.runs.supervision import Supervision
 
-_CLOSE_BOUND: Final = 15.0  # for runs of other threads to see that they were killed
+_CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed
+_CLOSE_LOOK: Final = 0.001
 
 BackendName = Literal["auto", "cgroupfs", "systemd"]
 
@@ -36,19 +37,17 @@ class Fold:
             raise Unsupported("backend systemd", "not available yet", "use the backend cgroupfs")
         if backend not in ("auto", "cgroupfs"):
             raise UsageError(f"backend {backend!r}: known are auto, cgroupfs and systemd")
-        self._backend: Backend | None = CgroupfsBackend(spare=spare)
+        self._backend: Backend = CgroupfsBackend(spare=spare)
+        self._closed = False
         self._pid = os.getpid()
-        self._started: set[Run] = set()
-        self._running: set[Supervision] = set()  # of `run`, each in its caller's thread
+        self._running: set[Supervision] = set()  # each in a thread of its own, or its caller's
 
     def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
         """Run a command to its end and return what is known about it; see `pinfold.run`."""
         request = Request.of(argv, **options)
         supervision = self._supervise(request)
-        self._running.add(supervision)
         try:
-            supervision.start()
-            supervision.drive()
+            supervision.run()
         finally:
             self._running.discard(supervision)
         result = report(supervision, request.args, request.decode)
@@ -59,44 +58,43 @@ class Fold:
     def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
         """Start a command and return while it runs; see `pinfold.start`."""
         request = Request.of(argv, manual=True, **options)
-        return Run(request, self._supervise(request), self._started)
+        return Run(request, self._supervise(request), self._running)
 
     def _supervise(self, request: Request) -> Supervision:
-        if self._backend is None:
-            raise Error("this fold is closed")
         if self._pid != os.getpid():
             raise Error("this fold belongs to the process that this one was forked from: open one here")
-        return Supervision(
+        supervision = Supervision(
             self._backend, request.command, request.policy, request.bounds, request.stdio, wait=request.wait
         )
+        # In this order, as `close` in another thread has the opposite one: either it sees us, or we see it.
+        self._running.add(supervision)
+        if self._closed:
+            self._running.discard(supervision)
+            raise Error("this fold is closed")
+        return supervision
 
     @property
-    def path(self) -> str | None:
-        """The base cgroup, as /proc/PID/cgroup writes it; None once closed."""
-        return None if self._backend is None else self._backend.path
+    def path(self) -> str:
+        """The base cgroup, as /proc/PID/cgroup writes it."""
+        return self._backend.path
 
     @property
     def signed(self) -> bool:
         """Whether the base cgroup carries our owner record (an extended attribute)."""
-        return self._backend is not None and self._backend.signed
+        return self._backend.signed
 
     def close(self) -> None:
         """Kill what is still running, wait for it, and remove the base cgroup."""
-        if self._backend is None:
+        if self._closed:
             return
+        self._closed = True
         forked = self._pid != os.getpid()
-        if not forked:
-            for run in list(self._started):
-                run.kill()
-            for run in list(self._started):
-                run.wait()
-            end = time.monotonic() + _CLOSE_BOUND
-            while self._running and time.monotonic() < end:
-                for supervision in list(self._running):
-                    supervision.cancel()
-                time.sleep(0.002)
+        end = time.monotonic() + _CLOSE_BOUND
+        while not forked and self._running and time.monotonic() < end:
+            for supervision in list(self._running):
+                supervision.cancel()
+            time.sleep(_CLOSE_LOOK)
         self._backend.close(forked=forked)
-        self._backend = None
 
     def __enter__(self) -> Self:
         return self

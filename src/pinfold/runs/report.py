@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
+from pinfold.cgroup.accounts import usage
 from pinfold.errors import SpawnError
-from pinfold.result import Result, Stream
-from pinfold.run.lifecycle import Event
-from pinfold.run.strays import printable
-from pinfold.run.supervision import Supervision
+from pinfold.result import Placement, Receipt, Result, Stream
+from pinfold.runs.lifecycle import Event
+from pinfold.runs.strays import printable
+from pinfold.runs.supervision import Supervision
 
 _STATUS_LOST: Final = (
     "the exit status was taken by somebody else: this program ignores SIGCHLD or waits for any child, and the kernel "
@@ -27,7 +28,7 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
     outcome = "spawn_failed" if run.error else run.life.outcome(run.returncode)
     result = Result(
         args=args,
-        argv=[printable(os.fsdecode(argument)) for argument in run.command.argv],
+        argv=[argument.decode("utf-8", "backslashreplace") for argument in run.command.argv],
         outcome=outcome,
         returncode=run.returncode,
         pid=run.pid,
@@ -38,9 +39,9 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
         stderr=None if err is None else decode(err.data()),
         stdout_stream=Stream() if out is None else out.stream(),
         stderr_stream=Stream() if err is None else err.stream(),
-        usage=run.usage,
-        receipt=run.receipt,
-        placement=run.scope.placement,
+        usage=partial(usage, run.accounts),
+        receipt=_receipt(run),
+        placement=_placement(run),
         guarantee=run.policy.guarantee,
         limit_hit=_limit_hit(run),
     )
@@ -51,6 +52,27 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
     if outcome == "lost":
         result.error = {"type": "StatusLost", "step": "wait", "errno": "ECHILD", "message": _STATUS_LOST}
     return result
+
+
+def _receipt(run: Supervision) -> Receipt:
+    return Receipt(
+        run.emptied,
+        run.stray_count,
+        list(run.stray_processes),
+        run.kill_rounds,
+        run.kill_to_empty_usec,
+        run.bytes_after_kill,
+        run.pipe_held,
+        list(run.stuck_pids),
+        run.removed,
+        [],
+    )
+
+
+def _placement(run: Supervision) -> Placement:
+    if run.pid is None:
+        return run.scope.placement
+    return run.scope.placement._replace(entry="clone3" if run.born_inside else "cgroup.procs")
 
 
 def _spawn_error(error: SpawnError) -> dict[str, Any]:
