@@ -30,6 +30,10 @@ class Backend(Protocol):
         """Called while a command runs: a good moment to make the next cgroup."""
         ...
 
+    def kill(self) -> None:
+        """Kill every process of every run."""
+        ...
+
     def close(self, *, forked: bool) -> None:
         """Remove what the backend made; in a forked child only let go of it."""
         ...

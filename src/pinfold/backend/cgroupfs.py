@@ -7,15 +7,13 @@ our own cgroup (or the nearest above it that is delegated to us)
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections import deque
 from typing import Final
 
 from pinfold.backend import Scope, owner
-from pinfold.cgroup.files import DIRECTORY
-from pinfold.cgroup.group import Cgroup, children
+from pinfold.cgroup.group import Cgroup
 from pinfold.cgroup.tree import Place, delegated_place
 from pinfold.errors import CgroupError
 from pinfold.result import Placement
@@ -44,21 +42,21 @@ class CgroupfsBackend:
             self._parent = self._hierarchy.open_root(place.directory)
         except OSError as error:
             raise CgroupError("open", place.directory, error) from error
-        self._base_name = BASE_PREFIX + os.urandom(6).hex()
-        self.path = f"{place.path.rstrip('/')}/{self._base_name}"
-        self._base = -1
         self._controllers: frozenset[str] = frozenset()
         self._spare = spare
         self._spares: deque[Scope] = deque()  # its own methods are atomic
+        name = BASE_PREFIX + os.urandom(6).hex()
         try:
-            os.mkdir(self._base_name, 0o755, dir_fd=self._parent)
-            self._base = self._hierarchy.open(self._parent, self._base_name, DIRECTORY)
-            self.signed = owner.sign(self._base)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.rmdir(self._base_name, dir_fd=self._parent)
-            self._let_go()
-            raise CgroupError("mkdir", f"{place.directory}/{self._base_name}", error) from error
+            self._base = Cgroup.make(self._hierarchy, self._parent, place.path.rstrip("/"), name)
+        except BaseException:
+            os.close(self._parent)
+            raise
+        self.path = self._base.path
+        try:
+            self.signed = owner.sign(self._base.dir)
+        except BaseException:
+            self.close()
+            raise
 
     def scope(self) -> Scope:
         """The cgroup of one run. Raises CgroupError."""
@@ -77,8 +75,12 @@ class CgroupfsBackend:
 
     def _make(self) -> Scope:
         run_id = os.urandom(8).hex()
-        cgroup = Cgroup.make(self._hierarchy, self._base, self.path, RUN_PREFIX + run_id, self._controllers)
+        cgroup = Cgroup.make(self._hierarchy, self._base.dir, self.path, RUN_PREFIX + run_id, self._controllers)
         return Scope(run_id, cgroup, Placement(self.name, cgroup.path))
+
+    def kill(self) -> None:
+        """Kill all runs at once: `cgroup.kill` reaches every cgroup below."""
+        self._base.kill()
 
     def close(self, *, forked: bool = False) -> None:
         """Remove all that is left; what cannot be emptied stays, and the base keeps its record for a later sweep."""
@@ -86,28 +88,10 @@ class CgroupfsBackend:
             self._spares.pop().cgroup.close()
         if not forked:
             end = time.monotonic() + REMOVE_BOUND
-            while not self._removed() and time.monotonic() < end:
+            while not self._base.remove() and time.monotonic() < end:
+                self._base.kill()
                 time.sleep(_LOOK)
-        self._let_go()
-
-    def _removed(self) -> bool:
-        """Try: the spare, what a run could not remove or an exception made it lose, the base."""
-        for name in children(self._base):
-            with contextlib.suppress(OSError):
-                cgroup = Cgroup(self._hierarchy, self._base, self.path, name)
-                cgroup.kill()
-                cgroup.remove()
-                cgroup.close()
-        try:
-            os.rmdir(self._base_name, dir_fd=self._parent)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return True
-
-    def _let_go(self) -> None:
-        for fd in (self._base, self._parent):
-            if fd >= 0:
-                os.close(fd)
-        self._base = self._parent = -1
+        self._base.close()
+        parent, self._parent = self._parent, -1
+        if parent >= 0:
+            os.close(parent)

@@ -15,6 +15,13 @@ from pinfold.errors import CgroupError
 _GONE: Final = (errno.ENOENT, errno.ENODEV)
 _AT_THE_TOP: Final = "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached"
 
+_FILES: Final = (
+    ("cgroup.events", os.O_RDONLY),
+    ("cgroup.kill", os.O_WRONLY),
+    ("cgroup.procs", os.O_RDONLY),
+    ("cgroup.freeze", os.O_WRONLY),
+)
+
 
 class Cgroup:
     """A cgroup of ours, held by fds that were opened before anything ran in it.
@@ -23,22 +30,19 @@ class Cgroup:
     `path` the name as /proc/PID/cgroup writes it. `controllers` are those enabled for it.
     """
 
-    __slots__ = ("_accounts", "_controllers", "_freeze", "_hierarchy", "_kill", "_name", "_parent", "_procs", "dir",
-                 "events", "path")  # fmt: skip
+    __slots__ = ("_controllers", "_fds", "_hierarchy", "_name", "_parent", "dir", "path")
 
     def __init__(self, hierarchy: Hierarchy, parent: int, parent_path: str, name: str,
                  controllers: frozenset[str] = frozenset()) -> None:  # fmt: skip
         """Open the cgroup `name` in the directory `parent`. Raises CgroupError."""
         self._hierarchy, self._parent, self._name, self._controllers = hierarchy, parent, name, controllers
         self.path = f"{parent_path}/{name}"
-        self.dir = self.events = self._procs = self._kill = self._freeze = -1
-        self._accounts: dict[str, int] = {}
+        self.dir = -1
+        self._fds: dict[str, int] = {}
         try:
             self.dir = hierarchy.open(parent, name, DIRECTORY)
-            self.events = hierarchy.open(self.dir, "cgroup.events", os.O_RDONLY)
-            self._kill = hierarchy.open(self.dir, "cgroup.kill", os.O_WRONLY)
-            self._procs = hierarchy.open(self.dir, "cgroup.procs", os.O_RDONLY)
-            self._freeze = hierarchy.open(self.dir, "cgroup.freeze", os.O_WRONLY)
+            for file, flags in _FILES:
+                self._fds[file] = hierarchy.open(self.dir, file, flags)
         except OSError as error:
             self.close()
             raise CgroupError("open", self.path, error) from error
@@ -62,7 +66,7 @@ class Cgroup:
     def populated(self) -> bool:
         """Whether a live process is in it or below. Zombies do not count; 1 us on the kept fd."""
         try:
-            return "populated 1" in reread(self.events)
+            return "populated 1" in reread(self._fds["cgroup.events"])
         except OSError as error:
             if error.errno in _GONE:  # removed beneath us, which the kernel allows only when empty
                 return False
@@ -74,28 +78,33 @@ class Cgroup:
         Misses a process whose leader thread has exited (6.18), and raced with fork before 6.14: the caller looks
         at `populated` and uses `kill_each`.
         """
-        self._write(self._kill, "cgroup.kill", "1")
+        self._write("cgroup.kill", "1")
 
     def freeze(self, frozen: bool) -> None:
         """Stop everything in it, or let it go on (cgroup.freeze, Linux 5.2). Does not wait until all are stopped."""
-        self._write(self._freeze, "cgroup.freeze", "1" if frozen else "0")
+        self._write("cgroup.freeze", "1" if frozen else "0")
 
     def frozen(self) -> bool:
         """Whether all its processes have come to a stop."""
-        return "frozen 1" in reread(self.events)
+        return "frozen 1" in reread(self._fds["cgroup.events"])
 
-    def _write(self, fd: int, name: str, value: str) -> None:
+    @property
+    def events(self) -> int:
+        """The fd of cgroup.events, which polls POLLPRI at each change."""
+        return self._fds["cgroup.events"]
+
+    def _write(self, file: str, value: str) -> None:
         try:
-            write(fd, f"{self.path}/{name}", value)
+            write(self._fds[file], f"{self.path}/{file}", value)
         except CgroupError as error:
             if error.errno not in _GONE:
                 raise
 
     def pids(self) -> list[int]:
         """The processes in it and below; 0 stands for one outside our pid namespace."""
-        found = self._pids_of(self._procs)
+        found = self._pids_of(self._fds["cgroup.procs"])
         with contextlib.suppress(OSError):  # what cannot be listed is still killed, from the top
-            if children(self.dir):
+            if _children(self.dir):
                 os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
             for _parent, _name, directory in self._below():
                 with contextlib.suppress(OSError):
@@ -122,23 +131,23 @@ class Cgroup:
         """Open the files that `read_accounts` reads, each where it exists: while the command runs, it costs no time."""
         for name in accounts.files(self._controllers):
             try:
-                self._accounts[name] = self._hierarchy.open(self.dir, name, os.O_RDONLY)
+                self._fds[name] = self._hierarchy.open(self.dir, name, os.O_RDONLY)
             except OSError:
                 continue
 
     def read_accounts(self) -> dict[str, str]:
         """The texts of the accounting files, by name: what the tree used until now. See `accounts.usage`."""
         texts = {}
-        for name, fd in self._accounts.items():
+        for name in accounts.files(self._controllers):
             try:
-                texts[name] = reread(fd)
-            except OSError:  # PSI files can be there and refuse (EOPNOTSUPP) when accounting is off
+                texts[name] = reread(self._fds[name])
+            except (KeyError, OSError):  # PSI files can be there and refuse (EOPNOTSUPP) when accounting is off
                 continue
         return texts
 
     def cpu_usec(self) -> int:
         """CPU time of the tree so far, in microseconds (cpu.stat, with or without the cpu controller)."""
-        return flat_keyed(reread(self._accounts["cpu.stat"])).get("usage_usec", 0)
+        return flat_keyed(reread(self._fds["cpu.stat"])).get("usage_usec", 0)
 
     def remove(self) -> bool:
         """rmdir it and everything the command made below it. False: something is still in it; try again."""
@@ -150,7 +159,7 @@ class Cgroup:
 
     def _remove_all(self) -> bool:
         try:
-            if children(self.dir):
+            if _children(self.dir):
                 os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
             for parent, name, _directory in self._below():
                 os.rmdir(name, dir_fd=parent)
@@ -177,7 +186,7 @@ class Cgroup:
         """
         names: list[str] = []
         here = os.dup(self.dir)
-        waiting = [children(here)]
+        waiting = [_children(here)]
         try:
             while True:
                 if waiting[-1]:
@@ -188,7 +197,7 @@ class Cgroup:
                     os.close(here)
                     here = child
                     names.append(name)
-                    waiting.append(children(here))
+                    waiting.append(_children(here))
                 elif names:
                     parent = self._hierarchy.open(here, "..", DIRECTORY)
                     waiting.pop()
@@ -219,14 +228,16 @@ class Cgroup:
 
     def close(self) -> None:
         """Close all fds; the cgroup stays."""
-        for fd in (self.dir, self.events, self._kill, self._procs, self._freeze, *self._accounts.values()):
+        for name, fd in self._fds.items():
             if fd >= 0:
+                self._fds[name] = -1  # before it is closed: an exception in between must not close it twice
                 os.close(fd)
-        self.dir = self.events = self._procs = self._kill = self._freeze = -1
-        self._accounts.clear()
+        fd, self.dir = self.dir, -1
+        if fd >= 0:
+            os.close(fd)
 
 
-def children(directory: int) -> list[str]:
+def _children(directory: int) -> list[str]:
     """Names of the cgroups in a directory. st_nlink tells most that there are none, without reading it."""
     if os.fstat(directory).st_nlink == 2:
         return []

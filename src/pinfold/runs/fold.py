@@ -92,7 +92,8 @@ class Fold:
         end = time.monotonic() + _CLOSE_BOUND
         while not forked and self._running and time.monotonic() < end:
             for supervision in list(self._running):
-                supervision.cancel()
+                supervision.life.cancel()
+            self._backend.kill()  # again and again: a run may be about to start
             time.sleep(_CLOSE_LOOK)
         self._backend.close(forked=forked)
 

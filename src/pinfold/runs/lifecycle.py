@@ -142,6 +142,10 @@ class Lifecycle:
             self.signaled_first = True
         return actions
 
+    def cancel(self) -> None:
+        """From another thread that kills the run without asking it: for the outcome, if it had none."""
+        self.cause = self.cause or Event.ABORTED
+
     def outcome(self, returncode: int | None) -> Outcome:
         """Why it ended, consistent with the main process' status (negative: a signal; None: nobody knows).
 

@@ -148,8 +148,8 @@ class Capture:
         if self.fd >= 0:
             if self._poller is not None:
                 self._poller.drop(self.fd)
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
 
 
 class Relay:
@@ -259,9 +259,11 @@ class Relay:
             if self._poller is not None:
                 self._poller.drop(self.fd)
                 self._poller.drop(self._out)
-            os.close(self.fd)
-            os.close(self._out)
-            self.fd = self._out = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+        if self._out >= 0:
+            out, self._out = self._out, -1
+            os.close(out)
 
 
 class Feed:
@@ -298,8 +300,8 @@ class Feed:
         if self.fd >= 0:
             if self._poller is not None:
                 self._poller.drop(self.fd)
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            os.close(fd)
             self._left = memoryview(b"")
 
 

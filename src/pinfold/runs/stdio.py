@@ -36,8 +36,10 @@ class Stdio:
 
     def close_for_child(self) -> None:
         """Close what the command has its own copies of."""
-        while self.for_child:
-            os.close(self.for_child.pop())
+        for i, fd in enumerate(self.for_child):
+            if fd >= 0:
+                self.for_child[i] = -1  # before it is closed: an exception in between must not close it twice
+                os.close(fd)
 
     def close(self) -> None:
         """Close all but the user's ends; once more is no harm."""

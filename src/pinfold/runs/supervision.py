@@ -39,6 +39,7 @@ _LOOK_FIRST: Final = 0.001  # cgroup.events notifies at most once per 10 ms: whi
 _LOOK_LAST: Final = 0.01
 _CPU_LOOK: Final = 0.01
 _LONGEST_WAIT: Final = 3600.0
+_ABORTS: Final = 100  # attempts; each second exception costs one
 
 
 class Bounds(NamedTuple):
@@ -52,7 +53,7 @@ class Bounds(NamedTuple):
 
 
 class Supervision:
-    """One run, from its cgroup's mkdir to what its Result is made of. Not thread-safe but for `wanted` and `cancel`."""
+    """One run, from its cgroup's mkdir to what its Result is made of. Not thread-safe but for `wanted`."""
 
     scope: Scope  # from `start` on
     ended = False  # it is all over: killed, drained, measured, removed, closed
@@ -140,12 +141,11 @@ class Supervision:
         cuts short is begun again.
         """
         end = time.monotonic() + KILL_BOUND
-        while not self.ended:
-            try:
+        for _ in range(_ABORTS):
+            if self.ended:
+                return
+            with contextlib.suppress(BaseException):  # the first one is on its way to the caller
                 self._end_by_force(end)
-            except BaseException:  # noqa: BLE001  # the first one is on its way to the caller
-                if time.monotonic() > end:
-                    return
 
     def _end_by_force(self, end: float) -> None:
         if self._born and self.pid is None:
@@ -162,16 +162,6 @@ class Supervision:
             self.emptied = self._reaped() and not cgroup.populated()
             self._remove_within(REMOVE_BOUND if self.emptied else 0)
         self._release()
-
-    def cancel(self) -> None:
-        """From another thread, when the fold is closed: kill; the run's own thread then sees everything dead.
-
-        To be repeated until it has ended: it may be about to start.
-        """
-        self.life.cause = self.life.cause or Event.ABORTED
-        if hasattr(self, "scope"):
-            with contextlib.suppress(OSError):
-                self.scope.cgroup.kill()
 
     def _fire(self) -> None:
         now = time.monotonic()
