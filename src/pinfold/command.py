@@ -45,10 +45,10 @@ class Command(NamedTuple):
         group: str | int | None = None,
     ) -> Command:
         """Check and convert. Raises UsageError, naming the element that is wrong."""
-        variables = _own_environment() if env is None else _environment(env)
+        variables, lines = _own_environment() if env is None else _lines(_environment(env))
         return cls(
             _argv(argv),
-            [name + b"=" + value for name, value in variables.items()],
+            lines,
             variables[b"PATH"] if b"PATH" in variables else os.fsencode(os.defpath),
             None if cwd is None else _bytes(cwd, "cwd"),
             _NOBODY_ELSE if user is None and group is None else _identity(user, group),
@@ -97,9 +97,23 @@ def _at(what: str, index: int | None) -> str:
     return what if index is None else f"{what}[{index}]"
 
 
-def _own_environment() -> dict[bytes, bytes]:
+_Environment = tuple[dict[bytes, bytes], list[bytes]]  # and its lines, NAME=VALUE
+
+
+def _lines(variables: dict[bytes, bytes]) -> _Environment:
+    return variables, [name + b"=" + value for name, value in variables.items()]
+
+
+_last_environment = _lines({})
+
+
+def _own_environment() -> _Environment:
     """Ours, as one snapshot: other threads may change it, and `environ` itself moves when they do."""
-    return dict(os.environb._data)  # type: ignore[attr-defined]  # copied under the GIL
+    global _last_environment
+    last, now = _last_environment, dict(os.environb._data)  # type: ignore[attr-defined]  # copied under the GIL
+    if now != last[0]:  # it hardly ever changes between two runs
+        last = _last_environment = _lines(now)
+    return last
 
 
 def _environment(env: Mapping[Any, Any]) -> dict[bytes, bytes]:
