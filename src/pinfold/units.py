@@ -149,7 +149,7 @@ def readable_size(n: int) -> str:
     """17 B, 4.0 KiB, 1.5 GiB."""
     value, units = float(n), ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
     for unit in units:
-        if value < 1024 or unit == units[-1]:
+        if round(value, 1) < 1024 or unit == units[-1]:  # as it will be written: 1023.96 would become 1024.0
             return f"{n} B" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError("unreachable")
@@ -159,9 +159,9 @@ def readable_span(seconds: float) -> str:
     """0.4 ms, 1.25 s, 2 min 5 s."""
     if seconds == INFINITY:
         return "infinity"
-    if seconds < 1:
+    if round(seconds * 1000, 1) < 1000:  # as it will be written: 999.96 would become 1000.0
         return f"{seconds * 1000:.1f} ms"
-    if seconds < 60:
+    if round(seconds, 2) < 60:
         return f"{seconds:.2f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -2,58 +2,143 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
+import sys
 import termios
 from pathlib import Path
 
 import pytest
 
 RAW = "import os, termios, tty; tty.setraw(0)"
+# Exits with 7 if the signal comes once, 8 if it comes again soon.
+ONCE = """
+    import os, signal
+    signal.pthread_sigmask(signal.SIG_BLOCK, {%d})
+    os.write(1, b"ready")
+    signal.sigwaitinfo({%d})
+    os._exit(7 if signal.sigtimedwait({%d}, 0.3) is None else 8)
+"""
+# pinfold, that says `now` and starts its command only when a signal has come.
+LATE = """
+import os, signal, time
+from pinfold.cli.main import main
+from pinfold.runs.fold import Fold
+
+start = Fold.start
+
+def late(*arguments, **options):
+    os.write(1, b"now")
+    end = time.monotonic() + 20
+    while not signal.sigpending() and time.monotonic() < end:
+        os.sched_yield()
+    return start(*arguments, **options)
+
+Fold.start = late
+import sys
+sys.argv = sys.argv[1:]
+main()
+"""
+# Leads a session on the terminal at fd 0, and is then what its arguments say.
+LEAD = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+LATE_PINFOLD = (sys.executable, "-c", LATE)
+GREEDY = "trap 'echo got' {0}; echo ready; while :; do sleep 0.05; done"
+
+
+def once(number: int) -> str:
+    return ONCE % (number, number, number)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ended(pid: int) -> bool:
+    """Whether it is gone, or only waits for init to collect it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_ctrl_c_reaches_the_command_once_and_its_own_end_is_reported(terminal, python):
-    program = """
-        import os, signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        os.write(1, b"ready\\r\\n")
-        signal.sigwaitinfo({signal.SIGINT})
-        os._exit(7 if signal.sigtimedwait({signal.SIGINT}, 0.3) is None else 8)
-    """
-    terminal.start(*python(program))
+    terminal.start(*python(once(signal.SIGINT)))
     terminal.until(b"ready")
     terminal.type(b"\x03")
     assert terminal.told() == "ended 7 foreground True"
 
 
-@pytest.mark.xfail(strict=False, reason="known: in a shared group timeout(1)'s signal arrives twice")
 def test_under_timeout_of_coreutils_the_request_arrives_once(terminal, python):
     # timeout(1) signals its child, and then its process group, which is also the command's.
-    program = """
-        import os, signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        os.write(1, b"ready")
-        signal.sigwaitinfo({signal.SIGTERM})
-        os._exit(7 if signal.sigtimedwait({signal.SIGTERM}, 0.3) is None else 8)
-    """
-    terminal.start(*python(program), before=("/usr/bin/timeout", "--preserve-status", "1.5"))
+    terminal.start(*python(once(signal.SIGTERM)), before=("/usr/bin/timeout", "--preserve-status", "1.5"))
     assert terminal.told().startswith("ended 7 ")
 
 
-def _holds_back(pid: int, number: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    blocked = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk"))
-    return bool(blocked & 1 << number - 1)
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to pinfold", "to the job"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1])
+def test_signal_of_another_process_arrives_once(terminal, python, send, number):
+    # `kill PID` reaches only pinfold, `kill %1` of a shell the command too.
+    terminal.start(*python(once(number)))
+    terminal.until(b"ready")
+    send(terminal.job, number)
+    assert terminal.told() == "ended 7 foreground True"
 
 
-@pytest.mark.xfail(strict=False, reason="known: around the clone a Ctrl-C may be lost")
-@pytest.mark.parametrize("attempt", range(4))
-def test_ctrl_c_while_the_command_is_being_started_is_not_lost(terminal, wait_until, attempt):
-    terminal.start("--timeout", "3", "sleep", "30")
-    wait_until(lambda: _holds_back(terminal.job, signal.SIGINT), "the moment before the command is there")
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to pinfold", "to the job"])
+def test_requests_one_after_the_other_arrive_each(terminal, send):
+    terminal.start("sh", "-c", GREEDY.format("USR1"))
+    terminal.until(b"ready")
+    for _ in range(3):
+        send(terminal.job, signal.SIGUSR1)
+        terminal.until(b"got")
+        select.select([], [], [], 0.15)  # two in a tenth of a second are one request
     terminal.type(b"\x03")
-    assert not terminal.told().startswith("ended 124")
+    assert terminal.told().startswith("ended 130")
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to pinfold", "to the job"])
+def test_second_request_to_end_kills(terminal, send):
+    terminal.start("sh", "-c", GREEDY.format("TERM"))
+    terminal.until(b"ready")
+    send(terminal.job, signal.SIGTERM)
+    terminal.until(b"got")
+    select.select([], [], [], 0.15)  # two in a tenth of a second are one request
+    send(terminal.job, signal.SIGTERM)
+    assert terminal.told() == "ended 143 foreground True"
+
+
+def test_without_cat_keys_arrive_once_and_a_kill_is_passed_on(terminal, python, tmp_path):
+    # Who was meant cannot be told then; what a key does must not suffer.
+    program = """
+        import os, signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {2, 15})
+        os.write(1, b"ready")
+        signal.sigwaitinfo({2})
+        os.write(1, b"interrupted")
+        signal.sigwaitinfo({15})
+        os._exit(7 if signal.sigtimedwait({2, 15}, 0.3) is None else 8)
+    """
+    terminal.start("-E", f"PATH={os.environ['PATH']}", *python(program), before=("/usr/bin/env", f"PATH={tmp_path}"))
+    terminal.until(b"ready")
+    terminal.type(b"\x03")
+    terminal.until(b"interrupted")
+    os.kill(terminal.job, signal.SIGTERM)
+    assert terminal.told() == "ended 7 foreground True"
+
+
+@pytest.mark.parametrize(("key", "code"), [(b"\x03", 130), (b"\x1c", 131)], ids=["ctrl-c", "ctrl-backslash"])
+def test_key_while_the_command_is_being_started_is_not_lost(terminal, key, code):
+    terminal.start("--timeout", "10", "sleep", "30", before=LATE_PINFOLD)
+    terminal.until(b"now")
+    terminal.type(key)
+    assert terminal.told() == f"ended {code} foreground True"
 
 
 @pytest.mark.parametrize("after", [0.0, 0.04, 0.08, 0.12, 0.16, 0.2])
@@ -169,8 +254,8 @@ def test_interactive_shell_has_job_control(terminal):
 def test_ctrl_c_in_an_interactive_shell_interrupts_only_its_job(terminal):
     terminal.start("-E", "PS1=ask:", "-E", "ENV=", "--", "sh", "-i")
     terminal.until(b"ask:")
-    terminal.type(b"sleep 30 | cat; echo after-$((1+1))\n")
-    terminal.until(b"\r\n")
+    terminal.type(b"{ echo job-$((1+1)); exec sleep 30; } | cat; echo after-$((1+1))\n")
+    terminal.until(b"job-2")  # by then it is in the foreground
     terminal.type(b"\x03")
     terminal.until(b"ask:")
     terminal.type(b"exit 4\n")
@@ -214,14 +299,49 @@ def test_size_of_the_terminal_is_seen_and_its_changes_too(terminal, python):
 
 @pytest.mark.parametrize("when", ["while it runs", "while it is being started"])
 def test_hangup_ends_it(terminal, wait_until, cgroup2, when):
-    terminal.start("sh", "-c", "echo ready; exec sleep 300")
-    if when == "while it runs":
-        terminal.until(b"ready")
-    else:
-        wait_until(lambda: _holds_back(terminal.job, signal.SIGHUP), "the moment before the command is there")
+    late = when != "while it runs"
+    terminal.start("sh", "-c", "echo ready; exec sleep 300", before=LATE_PINFOLD if late else ())
+    terminal.until(b"now" if late else b"ready")
     terminal.hang_up()
     wait_until(lambda: not Path(f"/proc/{terminal.job}").exists(), "the end of pinfold")
     assert not [d for d, _, _ in os.walk(cgroup2) if "/run-" in d]
+
+
+def test_window_is_closed_over_pinfold_as_its_first_program(start, python, line_of):
+    # As under `xterm -e pinfold …`: the hangup is for the session's leader, and that is pinfold alone.
+    master, tty = os.openpty()
+    process = start("sh", "-c", GREEDY.format("USR1"), before=python(LEAD), stdin=tty)
+    os.close(tty)
+    assert line_of(process) == b"ready\n"
+    process.send_signal(signal.SIGUSR1)
+    assert line_of(process) == b"got\n"  # so the start is over
+    os.close(master)
+    assert process.wait(20) == 129
+
+
+def test_witness_is_no_stray_and_ends_with_pinfold(terminal, tmp_path, wait_until):
+    terminal.start("--result", tmp_path / "result", "sh", "-c", "echo ready; read line")
+    terminal.until(b"ready")
+    assert len(children(terminal.job)) == 2
+    terminal.type(b"\n")
+    assert terminal.told() == "ended 0 foreground True"
+    receipt = json.loads((tmp_path / "result").read_text())["receipt"]
+    assert (receipt["strays"], receipt["escaped_processes"]) == (0, [])
+
+
+def test_witness_ends_with_a_pinfold_that_is_killed(terminal, wait_until, cgroup2):
+    terminal.start("sh", "-c", "echo ready; read line")
+    terminal.until(b"ready")
+    by_name = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in children(terminal.job)}
+    assert set(by_name) == {"cat", "sh"}
+    os.kill(terminal.job, signal.SIGKILL)
+    wait_until(lambda: ended(by_name["cat"]), "the end of the witness")
+    # Nothing guards against that kill yet: the rest is to be tidied up here.
+    os.kill(by_name["sh"], signal.SIGKILL)
+    wait_until(lambda: ended(by_name["sh"]), "the end of the command")
+    for root, _dirs, _files in os.walk(cgroup2, topdown=False):
+        if root != str(cgroup2):
+            os.rmdir(root)
 
 
 def test_strays_on_a_terminal_are_killed_and_named(terminal):

@@ -45,8 +45,21 @@ def test_quiet_says_nothing(pinfold, option):
     assert (ended.code, ended.err) == (124, "theirs\n")
 
 
-def test_quiet_does_not_hide_why_nothing_was_run(pinfold):
-    assert len(pinfold("-q", "no-such-command-anywhere").lines) == 1
+@pytest.mark.parametrize(
+    "line", ["exit 3", "kill -SEGV $$", "setsid sleep 31 & sleep 0.2"], ids=["exited", "signaled", "with a stray"]
+)
+@pytest.mark.parametrize("options", [["-q"], ["-q", "-v"], ["-v", "-q"]], ids=" ".join)
+def test_quiet_is_quiet_about_every_end(pinfold, options, line):
+    assert pinfold(*options, "sh", "-c", line).err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["no-such-command-anywhere"], 127), (["/"], 126), (["--timeout", "soon", "true"], 125)],
+)
+def test_quiet_does_not_hide_why_nothing_was_run(pinfold, arguments, code):
+    ended = pinfold("-q", *arguments)
+    assert (ended.code, len(ended.lines), len(ended.err.splitlines())) == (code, 1, 1)
 
 
 def test_verbose_tells_run_receipt_and_usage(pinfold):

@@ -159,6 +159,7 @@ def test_the_name_of_a_signal_leads_back_to_its_number(number):
 @pytest.mark.parametrize(
     ("n", "text"),
     [(0, "0 B"), (17, "17 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (4096, "4.0 KiB"), (3 << 29, "1.5 GiB"),
+     (1048524, "1023.9 KiB"), (1048525, "1.0 MiB"), (1048575, "1.0 MiB"), (2**30 - 1, "1.0 GiB"),
      (1 << 50, "1.0 PiB"), (1 << 60, "1024.0 PiB")],
 )  # fmt: skip
 def test_a_readable_size_is_short(n, text):
@@ -167,11 +168,27 @@ def test_a_readable_size_is_short(n, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0 ms"), (0.0004, "0.4 ms"), (1.25, "1.25 s"), (60, "1 min 0 s"), (125, "2 min 5 s"),
+    [(0, "0.0 ms"), (0.0004, "0.4 ms"), (0.9994, "999.4 ms"), (0.99996, "1.00 s"), (1.25, "1.25 s"),
+     (59.99, "59.99 s"), (59.999, "1 min 0 s"), (60, "1 min 0 s"), (119.6, "2 min 0 s"), (125, "2 min 5 s"),
      (3599.7, "1 h 0 min"), (5400, "1 h 30 min"), (90061, "25 h 1 min")],
 )  # fmt: skip
 def test_a_readable_span_is_short(seconds, text):
     assert units.readable_span(seconds) == text
+
+
+@given(st.floats(0, 1e6))
+def test_a_readable_span_never_counts_up_to_the_next_unit(seconds):
+    most = {"ms": 999.9, "s": 59.99, "min": 59, "h": 1e6}
+    words = units.readable_span(seconds).split()
+    for number, unit in zip(words[::2], words[1::2], strict=True):
+        assert float(number) <= (59 if len(words) > 2 and unit == "s" else most[unit])
+
+
+@given(st.integers(0, 2**60 - 2**50))
+def test_a_readable_size_never_counts_up_to_the_next_unit(n):
+    number, unit = units.readable_size(n).split()
+    assert float(number) < 1024
+    assert unit == "B" or float(number) >= 1
 
 
 def test_no_limit_has_a_readable_span_too():

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import click
 
 from pinfold.cgroup import tree
+from pinfold.cli.words import safe
 from pinfold.errors import Error, NoCgroup2, NotDelegated
 from pinfold.result import Result
 from pinfold.runs.fold import Fold
@@ -38,9 +39,11 @@ def doctor(as_json: bool) -> int:
         click.echo(json.dumps({"schema": 1, "works": works, "checks": [asdict(check) for check in checks]}))
     else:
         for check in checks:
-            click.echo(f"{'ok' if check.ok else 'MISSING' if check.needed else '-':8}{check.name:22}{check.found}")
+            click.echo(
+                f"{'ok' if check.ok else 'MISSING' if check.needed else '-':8}{check.name:22}{safe(check.found)}"
+            )
             if check.fix:
-                click.echo(f"{'':8}{'':22}fix: {check.fix}")
+                click.echo(f"{'':8}{'':22}fix: {safe(check.fix)}")
         click.echo("pinfold works here" if works else "pinfold does NOT work here")
     return 0 if works else 1
 
@@ -58,6 +61,9 @@ def examine() -> Iterator[Check]:
         return
     except NotDelegated as error:
         yield Check("delegation", False, error.found, needed=True, fix=error.fix)
+        return
+    except OSError as error:
+        yield Check("cgroup v2", False, str(error), needed=True, fix="mount proc: mount -t proc proc /proc")
         return
     yield Check("delegation", True, f"uid {os.geteuid()} may make cgroups in {place.directory}", needed=True)
     yield _controllers(place)
@@ -105,12 +111,13 @@ def _manager() -> Check:
 
 def _runs() -> Iterator[Check]:
     """What it is all about, tried: a run, and a stray that has to die."""
+    env = {"PATH": os.defpath}  # it is the host that is looked at, not the caller's environment
     try:
         with Fold(spare=False) as fold:
-            plain = fold.run(["true"], timeout=10)
-            stray = fold.run(["sh", "-c", "setsid sleep 60 & exit 0"], timeout=10, env={"PATH": os.defpath})
+            plain = fold.run(["true"], timeout=10, env=env)
+            stray = fold.run(["sh", "-c", "setsid sleep 60 & exit 0"], timeout=10, env=env)
             signed = fold.signed
-    except Error as error:
+    except (Error, OSError) as error:
         yield Check("a run", False, str(error), needed=True, fix="mend what the line says")
         return
     yield _entry(plain)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
 from importlib import import_module
 from typing import Any, Final
 
@@ -39,25 +42,32 @@ def cli() -> None:
 
 
 def complain(message: str) -> None:
-    """One line of ours on stderr; stdout belongs to the command."""
+    """One line of ours on stderr; stdout belongs to the command. Where it cannot be written, the status stays right."""
     safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    click.echo(f"pinfold: {safe}", err=True)
+    with contextlib.suppress(OSError):
+        click.echo(f"pinfold: {safe}", err=True)
 
 
 def main(argv: list[str] | None = None) -> Any:
     """The entry point. Exits with the status that DESIGN and README document; 125 is pinfold's own failure."""
     arguments = sys.argv[1:] if argv is None else argv
     failed = 125 if arguments[:1] == ["run"] else 2
+    lost: list[BaseException] = []  # what ended a thread of ours: said once, here, and not as its traceback
+    threading.excepthook = lambda thread: lost.append(thread.exc_value) if thread.exc_value else None
     try:
         sys.exit(cli.main(arguments, prog_name="pinfold", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        with contextlib.suppress(OSError):
+            click.echo(error.format_message(), err=True)
         sys.exit(failed)
     except click.ClickException as error:
         complain(_one_line(error))
         sys.exit(failed)
     except errors.Error as error:
-        complain(str(error))
+        if lost:
+            _own_fault(lost[0])
+        else:
+            complain(str(error))
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
@@ -66,6 +76,19 @@ def main(argv: list[str] | None = None) -> Any:
     except OSError as error:
         complain(str(error))
         sys.exit(failed)
+    except Exception as error:  # noqa: BLE001  # a fault of ours must not look like a status of the command
+        _own_fault(error)
+        sys.exit(failed)
+
+
+def _own_fault(error: BaseException) -> None:
+    import traceback
+
+    if os.environ.get("PINFOLD_DEBUG"):
+        with contextlib.suppress(OSError):
+            traceback.print_exception(error)
+    what = traceback.format_exception_only(error)[-1].strip()
+    complain(f"internal error: {what} (please report it; PINFOLD_DEBUG=1 shows where)")
 
 
 def _one_line(error: click.ClickException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Final
 
 import click
@@ -77,9 +78,9 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
 def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tuple[Result, int | None]:
     shared = on_terminal()
     policy = arguments.pop("policy")
+    orphans = Orphans()
     signals = Signals(shared_group=shared)
-    with as_found(), Fold(backend=backend, spare=False) as fold:
-        orphans = Orphans()
+    with as_found(), closing(signals), Fold(backend=backend, spare=False) as fold:
         run = fold.start(argv, policy=Policy(**policy, new_session=not shared), **arguments)
         signals.attend(run, lambda: orphans.reap(run.pid))
         result = run.wait()

@@ -1,8 +1,8 @@
 """Signals and the terminal, for the time of one run.
 
 On a terminal the command shares our session and process group, as under env(1) or nice(1): so it is in the foreground
-group when we are, Ctrl-C and Ctrl-Z reach it from the kernel, and full-screen programs work. Elsewhere it has a session
-of its own, and what is sent to us is passed on.
+group when we are, Ctrl-C and Ctrl-Z reach it from the kernel, and full-screen programs work; only what was sent to us
+alone is passed on (witness.py). Elsewhere it has a session of its own, and everything is.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from pinfold.cli.witness import Witness
 from pinfold.runs.run import Run
 
 _FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP")
 _SI_KERNEL: Final = 0x80  # sigaction(2): sent by the kernel, here by the terminal
 _ONE_REQUEST: Final = 0.1  # timeout(1) signals its child and then its group: the same request twice
+_GROUP_FOLLOWS: Final = 0.02  # after how long the second of these has come
 
 
 def on_terminal() -> bool:
@@ -66,19 +67,22 @@ class Signals:
 
     def __init__(self, *, shared_group: bool) -> None:
         """Hold them back from now on, so that none is lost while the command is being started."""
-        self._shared_group = shared_group
         wanted = [getattr(signal, name) for name in _FORWARDED]
         if shared_group:
             wanted.remove(signal.SIGTSTP)  # the group stops as a whole, we with it
         # What was ignored when we came (nohup, background jobs of scripts) stays ignored.
         self._held = {n for n in wanted if signal.getsignal(n) is not signal.SIG_IGN} | {signal.SIGCHLD}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._held)
+        self._witness = Witness() if shared_group else None
         self._last: tuple[int, int, float] = (0, 0, 0.0)
         self.ended_by: int | None = None
         self._stops = 0
 
     def attend(self, run: Run, on_child: Callable[[], None]) -> None:
         """Pass signals on until the run has ended; `on_child` whenever a child of ours may have."""
+        # What came before the command was in our group has reached nobody but us; what came between then and its exec
+        # has killed it, for nothing else can happen to it there. So all that is pending now can be passed on.
+        early = signal.sigpending()
         main = threading.main_thread().ident
         assert main is not None
 
@@ -87,32 +91,54 @@ class Signals:
             signal.pthread_kill(main, signal.SIGCHLD)
 
         threading.Thread(target=announce, daemon=True).start()
-        # What the terminal sent before the command was in our group has reached nobody but us.
-        early = signal.sigpending() & self._held
         while not run.ended.is_set():
             info = signal.sigwaitinfo(self._held)
             if info.si_signo == signal.SIGCHLD:
                 on_child()
             elif info.si_signo == signal.SIGTSTP:
                 self._stop(run)
-            elif info.si_signo in early or not (self._shared_group and info.si_code == _SI_KERNEL):
-                early = early - {info.si_signo}
+            else:
+                # The witness is asked in any case: what it has seen must not be taken for the next one.
+                reached = self._reached_the_group(info) and info.si_signo not in early
+                early.discard(signal.Signals(info.si_signo))
                 if self._is_new(info):
-                    self._pass_on(run, info.si_signo)
+                    self._take(run, info, reached=reached)
+        self.close()
+
+    def close(self) -> None:
+        """Let the witness go: before anybody looks for children of ours."""
+        if self._witness is not None:
+            self._witness.end()
+
+    def _reached_the_group(self, info: signal.struct_siginfo) -> bool:
+        if self._witness is None:
+            return False
+        seen = self._witness.saw(info.si_signo)
+        if seen is None:
+            return info.si_code == _SI_KERNEL
+        # The signal to the group may be still to come, and then it comes to us too, as a second one.
+        return seen or (
+            signal.sigtimedwait({info.si_signo}, _GROUP_FOLLOWS) is not None
+            and self._witness.saw(info.si_signo) is True
+        )
 
     def _is_new(self, info: signal.struct_siginfo) -> bool:
         number, sender, at = self._last
         self._last = (info.si_signo, info.si_pid, time.monotonic())
         return (number, sender) != self._last[:2] or self._last[2] - at > _ONE_REQUEST
 
-    def _pass_on(self, run: Run, number: int) -> None:
-        if number in (signal.SIGINT, signal.SIGTERM):
+    def _take(self, run: Run, info: signal.struct_siginfo, *, reached: bool) -> None:
+        number = info.si_signo
+        # A key is the command's business, however often: it may ask whether one is sure.
+        key = reached and info.si_code == _SI_KERNEL
+        if number in (signal.SIGINT, signal.SIGTERM) and not key:
             self._stops += 1
             if self._stops > 1:
                 self.ended_by = number
                 run.kill()
                 return
-        run.send_signal(number)
+        if not reached:
+            run.send_signal(number)
 
     @staticmethod
     def _stop(run: Run) -> None:
@@ -120,10 +146,3 @@ class Signals:
         run.pause()
         os.kill(os.getpid(), signal.SIGSTOP)
         run.resume()
-
-
-def flush() -> None:
-    """Our own output must not be lost or doubled around the command's."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            stream.flush()
