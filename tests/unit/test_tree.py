@@ -118,11 +118,13 @@ def test_a_cgroup_is_located_only_in_a_mount_that_shows_it(root, path, directory
 
 @pytest.fixture
 def host(monkeypatch, tmp_path):
-    """Let the process be in the cgroup `path` of a host with this mountinfo; `{mnt}` is a temp dir."""
+    """Let the process be in the cgroup `path` of a host with this mountinfo; `{mnt}` is a temp dir, `{dev}` its device."""
+    device = tmp_path.stat().st_dev
+    dev = f"{os.major(device)}:{os.minor(device)}"
 
     def set_up(mountinfo: str, path: str | None):
         texts = {
-            "/proc/self/mountinfo": mountinfo.format(mnt=tmp_path),
+            "/proc/self/mountinfo": mountinfo.format(mnt=tmp_path, dev=dev),
             "/proc/self/cgroup": "" if path is None else f"1:cpu:/elsewhere\n0::{path}\n",
         }
         monkeypatch.setattr(tree, "_read", texts.__getitem__)
@@ -132,14 +134,14 @@ def host(monkeypatch, tmp_path):
 
 
 def test_our_own_place_is_where_the_mount_shows_it(host):
-    mnt = host("1 2 0:9 /pod {mnt} rw - cgroup2 none rw\n", "/pod/app")
+    mnt = host("1 2 {dev} /pod {mnt} rw - cgroup2 none rw\n", "/pod/app")
     (mnt / "app").mkdir()
     place = tree.own_place()
-    assert (place.directory, place.path, place.hierarchy.device) == (str(mnt / "app"), "/pod/app", os.makedev(0, 9))
+    assert (place.directory, place.path, place.hierarchy.device) == (str(mnt / "app"), "/pod/app", mnt.stat().st_dev)
 
 
 def test_a_writable_mount_is_preferred_to_a_read_only_one(host):
-    mnt = host("1 2 0:9 / {mnt}/ro ro - cgroup2 none rw\n3 2 0:9 / {mnt}/rw rw - cgroup2 none rw\n", "/")
+    mnt = host("1 2 {dev} / {mnt}/ro ro - cgroup2 none rw\n3 2 {dev} / {mnt}/rw rw - cgroup2 none rw\n", "/")
     (mnt / "ro").mkdir()
     (mnt / "rw").mkdir()
     assert tree.own_place().directory == str(mnt / "rw")
@@ -149,10 +151,12 @@ def test_a_writable_mount_is_preferred_to_a_read_only_one(host):
     ("mountinfo", "path", "found"),
     [
         (V1_ONLY, "/", "not mounted"),
-        ("1 2 0:9 / {mnt} rw - cgroup2 none rw\n", None, "not mounted"),
-        ("1 2 0:9 / {mnt} ro - cgroup2 none rw\n", "/", "mounted read-only at"),
-        ("1 2 0:9 /pod {mnt} rw - cgroup2 none rw\n", "/", "not visible"),
-        ("1 2 0:9 / {mnt} rw - cgroup2 none rw\n", "/gone", "not visible"),
+        ("1 2 {dev} / {mnt} rw - cgroup2 none rw\n", None, "not mounted"),
+        ("1 2 {dev} / {mnt} ro - cgroup2 none rw\n", "/", "mounted read-only at"),
+        ("1 2 {dev} /pod {mnt} rw - cgroup2 none rw\n", "/", "not visible"),
+        ("1 2 {dev} / {mnt} rw - cgroup2 none rw\n", "/gone", "not visible"),
+        ("1 2 0:9 / {mnt} rw - cgroup2 none rw\n", "/", "not visible"),  # something else covers it
+        ("1 2 {dev} / {mnt} rw - cgroup2 none rw\n3 1 {dev} / {mnt} ro - cgroup2 none rw\n", "/", "read-only"),
     ],
 )
 def test_a_host_without_a_usable_mount_is_told_why(host, mountinfo, path, found):
@@ -164,7 +168,7 @@ def test_a_host_without_a_usable_mount_is_told_why(host, mountinfo, path, found)
 
 
 def test_the_nearest_cgroup_that_is_ours_to_divide_is_taken(host, monkeypatch):
-    mnt = host("1 2 0:9 / {mnt} rw - cgroup2 none rw\n", "/a/b")
+    mnt = host("1 2 {dev} / {mnt} rw - cgroup2 none rw\n", "/a/b")
     (mnt / "a" / "b").mkdir(parents=True)
     for directory in (mnt, mnt / "a", mnt / "a" / "b"):
         (directory / "cgroup.procs").write_text("")
@@ -174,7 +178,7 @@ def test_the_nearest_cgroup_that_is_ours_to_divide_is_taken(host, monkeypatch):
 
 
 def test_without_any_cgroup_of_ours_the_way_to_one_is_told(host, monkeypatch):
-    mnt = host("1 2 0:9 / {mnt} rw - cgroup2 none rw\n", "/a")
+    mnt = host("1 2 {dev} / {mnt} rw - cgroup2 none rw\n", "/a")
     (mnt / "a").mkdir()
     asked = []
     monkeypatch.setattr(tree, "may_make_cgroups", lambda directory: bool(asked.append(directory)))

@@ -90,14 +90,23 @@ def own_place() -> Place:
     path = own_path(_read("/proc/self/cgroup"))
     if not found or path is None:
         raise NoCgroup2("cgroup v2", "not mounted", _MOUNT_FIX)
-    for mount in sorted(found, key=lambda m: m.read_only):
+    # A later mount covers an earlier one at the same point; so may one of another kind.
+    visible = {mount.point: mount for mount in found}.values()
+    for mount in sorted(visible, key=lambda m: m.read_only):
         directory = locate(mount, path)
-        if directory and os.path.isdir(directory):
+        if directory and _is_on(directory, mount.device):
             if mount.read_only:
                 raise NoCgroup2("cgroup v2", f"mounted read-only at {mount.point}", _MOUNT_FIX)
             return Place(directory=directory, path=path, hierarchy=Hierarchy(mount.device))
     where = ", ".join(m.point for m in found)
     raise NoCgroup2("cgroup v2", f"our own cgroup {path} is not visible in the mount at {where}", _MOUNT_FIX)
+
+
+def _is_on(directory: str, device: int) -> bool:
+    try:
+        return os.stat(directory).st_dev == device
+    except OSError:
+        return False
 
 
 def _upwards(place: Place) -> Iterator[Place]:
