@@ -118,7 +118,7 @@ def test_a_cgroup_is_located_only_in_a_mount_that_shows_it(root, path, directory
 
 @pytest.fixture
 def host(monkeypatch, tmp_path):
-    """Let the process be in the cgroup `path` of a host with this mountinfo; `{mnt}` is a temp dir, `{dev}` its device."""
+    """Let the process be in the cgroup `path` of a host with this mountinfo; {mnt} is a temp dir, {dev} its number."""
     device = tmp_path.stat().st_dev
     dev = f"{os.major(device)}:{os.minor(device)}"
 

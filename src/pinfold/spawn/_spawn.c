@@ -316,11 +316,8 @@ static char **strings_of(PyObject *list)
 
 	if (n < 0)
 		return NULL;
-	v = PyMem_Malloc((size_t)(n + 1) * sizeof *v);
-	if (!v) {
-		PyErr_NoMemory();
-		return NULL;
-	}
+	if (!(v = PyMem_Malloc((size_t)(n + 1) * sizeof *v)))
+		return (char **)PyErr_NoMemory();
 	for (Py_ssize_t i = 0; i < n; i++) {
 		/* With a NULL length this also refuses an embedded NUL. */
 		if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &v[i], NULL) < 0) {
@@ -338,7 +335,7 @@ PyDoc_STRVAR(spawn_doc,
 "\n"
 "Start a program in the cgroup whose directory is the fd `cgroup`. Returns once it has been exec'ed,\n"
 "with (pid, pidfd, born_inside) appended to the list `born`.\n"
-"env None: this process' own. rlimits, groups: packed. Raises OSError(errno, step, path or None).");
+"rlimits, groups: packed. Raises OSError(errno, step, path or None).");
 
 static PyObject *spawn(PyObject *self, PyObject *args)
 {
@@ -353,10 +350,7 @@ static PyObject *spawn(PyObject *self, PyObject *args)
 			      &p.fds[1], &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &p.rlimits, &p.rlimits_size,
 			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs, &PyList_Type, &born))
 		return NULL;
-	if (env == Py_None)
-		p.envp = environ;
-	if (!(p.argv = strings_of(argv)) || !(p.paths = strings_of(paths)) ||
-	    (env != Py_None && !(p.envp = strings_of(env))))
+	if (!(p.argv = strings_of(argv)) || !(p.paths = strings_of(paths)) || !(p.envp = strings_of(env)))
 		goto out;
 
 	Py_BEGIN_ALLOW_THREADS
@@ -384,8 +378,7 @@ static PyObject *spawn(PyObject *self, PyObject *args)
 out:
 	PyMem_Free(p.argv);
 	PyMem_Free(p.paths);
-	if (env != Py_None)
-		PyMem_Free(p.envp);
+	PyMem_Free(p.envp);
 	return result;
 }
 

@@ -1,7 +1,7 @@
 def spawn(
     argv: list[bytes],
     paths: list[bytes],
-    env: list[bytes] | None,
+    env: list[bytes],
     cwd: bytes | None,
     fds: tuple[int, int, int],
     cgroup: int,
