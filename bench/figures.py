@@ -121,7 +121,23 @@ def output(rounds: int) -> bool:
     return show("1 GiB of output", samples, ours, theirs, 1 / 8)
 
 
-PARTS: dict[str, Callable[[int], bool]] = {"true": true, "idle": idle, "heap": heap, "echo": echo, "output": output}
+def imports(rounds: int) -> bool:
+    """What `import pinfold` adds to the start of an interpreter."""
+    samples: dict[str, list[float]] = {"pass": [], "import pinfold": []}
+    for _ in range(max(10, rounds // 5)):
+        for code, taken in samples.items():
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True)
+            taken.append(time.perf_counter() - start)
+    more = statistics.median(samples["import pinfold"]) - statistics.median(samples["pass"])
+    verdict = "met" if more <= 0.04 else "MISSED"
+    print(f"\n## import pinfold\n{verdict}: {more * 1000:.1f} ms above a bare Python, at most 40")
+    return more <= 0.04
+
+
+PARTS: dict[str, Callable[[int], bool]] = {
+    "true": true, "idle": idle, "heap": heap, "echo": echo, "output": output, "import": imports,
+}  # fmt: skip
 
 
 def main() -> int:

@@ -10,9 +10,9 @@ import pytest
 from pinfold.errors import Unsupported, UsageError
 from pinfold.limits import Limits
 from pinfold.policy import Policy
+from pinfold.runs.bounds import Bounds
 from pinfold.runs.request import Request
 from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT, Stdio
-from pinfold.runs.supervision import Bounds
 
 BAD_SPANS = (-1, math.nan, "", "abc", "5M", True, [], 10**30)
 

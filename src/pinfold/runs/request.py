@@ -10,8 +10,8 @@ from pinfold import units
 from pinfold.command import Command
 from pinfold.errors import UsageError
 from pinfold.policy import Policy
+from pinfold.runs.bounds import Bounds
 from pinfold.runs.stdio import PIPE, StdioPlan
-from pinfold.runs.supervision import Bounds
 
 if TYPE_CHECKING:
     from datetime import timedelta

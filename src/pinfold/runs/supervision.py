@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from pinfold.backend import Backend, Scope
 from pinfold.cgroup.files import clear_of_stdio
@@ -21,6 +21,7 @@ from pinfold.errors import SpawnError
 from pinfold.policy import Policy
 from pinfold.result import Stray
 from pinfold.runs import strays
+from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, KILL_ROUND, RECEIVER_BOUND, REMOVE_BOUND, Bounds
 from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
 from pinfold.runs.pipes import Poller, Relay
 from pinfold.runs.reap import reap
@@ -28,28 +29,11 @@ from pinfold.runs.stdio import Stdio, StdioPlan
 from pinfold.spawn.plan import spawn
 from pinfold.units import INFINITY
 
-# How long each state may last before the next event is brought about. Seconds.
-KILL_ROUND: Final = 0.05  # from the kill to the first look that takes stronger means
-KILL_BOUND: Final = 10.0  # then what is left is named in `stuck_pids`
-DRAIN_BOUND: Final = 0.2  # for the end of a stream after `populated 0`
-RECEIVER_BOUND: Final = 2.0  # past the timeout, for the receiver of a relayed stream to take the rest
-REMOVE_BOUND: Final = 1.0  # rmdir may trail `populated 0` (from Linux 6.19)
-
 _LOOK_FIRST: Final = 0.001  # cgroup.events notifies at most once per 10 ms: while killing, look oftener
 _LOOK_LAST: Final = 0.01
 _CPU_LOOK: Final = 0.01
 _LONGEST_WAIT: Final = 3600.0
 _ABORTS: Final = 100  # attempts; each second exception costs one
-
-
-class Bounds(NamedTuple):
-    """The limits on a run's time, in seconds; infinite: none. `signal` is sent when one is hit, if there is a grace."""
-
-    timeout: float = INFINITY
-    grace: float = 0.0
-    idle: float = INFINITY
-    cpu: float = INFINITY
-    signal: int = signal.SIGTERM
 
 
 class Supervision:
