@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, Self
 
 from pinfold.errors import Unsupported, UsageError
+from pinfold.units import signal_number
 
 Guarantee = Literal["enforced", "cooperative"]
 
@@ -16,6 +18,7 @@ class _Fields(NamedTuple):
     core_files: bool
     umask: int
     output_exceeded: Literal["truncate", "kill"]
+    keep_ignored: tuple[int, ...]
 
 
 class Policy(_Fields):
@@ -24,7 +27,7 @@ class Policy(_Fields):
     The profile `plain`: a session of its own, fds 0-2 only, default signals, umask 022, no core files, no_new_privs.
     `new_session=False` leaves the command in the caller's session and process group (for programs on a terminal).
     `output_exceeded`: at its output limit a command is either truncated (it runs on, what is over is counted and
-    dropped) or killed.
+    dropped) or killed. `keep_ignored`: signals that stay ignored for the command if they are ignored here.
     """
 
     __slots__ = ()
@@ -38,6 +41,7 @@ class Policy(_Fields):
         core_files: bool = False,
         umask: int = 0o022,
         output_exceeded: Literal["truncate", "kill"] = "truncate",
+        keep_ignored: Iterable[int] = (),
     ) -> Self:
         """Check the fields. Raises UsageError, or Unsupported for what comes in a later release."""
         if profile == "hardened":
@@ -48,7 +52,8 @@ class Policy(_Fields):
             raise UsageError(f"output_exceeded {output_exceeded!r}: must be 'truncate' or 'kill'")
         if not (isinstance(umask, int) and 0 <= umask <= 0o777):
             raise UsageError(f"umask {umask!r}: must be between 0 and 0777")
-        return super().__new__(cls, profile, no_new_privs, new_session, core_files, umask, output_exceeded)
+        kept = tuple(signal_number(number, "keep_ignored") for number in keep_ignored)
+        return super().__new__(cls, profile, no_new_privs, new_session, core_files, umask, output_exceeded, kept)
 
     @property
     def guarantee(self) -> Guarantee:

@@ -177,3 +177,10 @@ def test_children_that_came_with_us_are_not_ours(start, tmp_path):
     process.communicate(timeout=20)
     assert process.returncode == 4
     assert (tmp_path / "job").read_text() == "alive\n"
+
+
+@pytest.mark.parametrize(("trap", "ignored"), [("", set()), ("trap '' HUP INT;", {signal.SIGHUP, signal.SIGINT})])
+def test_what_was_ignored_stays_so_for_the_command_as_under_env(trap, ignored, start):
+    process = start("grep", "SigIgn", "/proc/self/status", before=("sh", "-c", f'{trap} exec "$@"', "sh"))
+    out = process.communicate(timeout=20)[0]
+    assert int(out.split()[1], 16) == sum(1 << number - 1 for number in ignored)

@@ -12,7 +12,7 @@ def test_the_default_is_plain_and_claims_no_more_than_cooperative():
     policy = Policy()
     assert policy._asdict() == {
         "profile": "plain", "no_new_privs": True, "new_session": True, "core_files": False, "umask": 0o022,
-        "output_exceeded": "truncate",
+        "output_exceeded": "truncate", "keep_ignored": (),
     }  # fmt: skip
     assert policy.guarantee == "cooperative"
 

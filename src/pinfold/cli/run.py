@@ -81,7 +81,8 @@ def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tup
     orphans = Orphans()
     signals = Signals(shared_group=shared)
     with as_found(), closing(signals), Fold(backend=backend, spare=False) as fold:
-        run = fold.start(argv, policy=Policy(**policy, new_session=not shared), **arguments)
+        policy = Policy(**policy, new_session=not shared, keep_ignored=signals.ignored)
+        run = fold.start(argv, policy=policy, **arguments)
         signals.attend(run, lambda: orphans.reap(run.pid))
         result = run.wait()
         result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())

@@ -70,8 +70,9 @@ class Signals:
         wanted = [getattr(signal, name) for name in _FORWARDED]
         if shared_group:
             wanted.remove(signal.SIGTSTP)  # the group stops as a whole, we with it
-        # What was ignored when we came (nohup, background jobs of scripts) stays ignored.
-        self._held = {n for n in wanted if signal.getsignal(n) is not signal.SIG_IGN} | {signal.SIGCHLD}
+        # What was ignored when we came (nohup, background jobs of scripts) stays ignored: by us, and by the command.
+        self.ignored = [n for n in wanted if signal.getsignal(n) is signal.SIG_IGN]
+        self._held = {*wanted, signal.SIGCHLD} - {*self.ignored}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._held)
         self._witness = Witness() if shared_group else None
         self._last: tuple[int, int, float] = (0, 0, 0.0)

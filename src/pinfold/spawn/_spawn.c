@@ -62,6 +62,7 @@ struct plan {
 	int new_session;
 	int umask; /* -1: keep */
 	int no_new_privs;
+	unsigned long long keep_ignored; /* signals, bit N-1 for N, that may stay ignored */
 	const struct limit *rlimits;
 	Py_ssize_t rlimits_size; /* in bytes */
 	const gid_t *groups;     /* NULL: keep */
@@ -83,12 +84,12 @@ static void __attribute__((noreturn)) fail(struct plan *p, enum step step)
 
 /* A zeroed buffer reads as {SIG_DFL, no flags, empty mask} in the kernel's struct sigaction of every
  * architecture. Ignored signals survive exec (Python ignores SIGPIPE), so each is set, not only handlers. */
-static void reset_signals(void)
+static void reset_signals(unsigned long long keep_ignored)
 {
 	char dfl[64] = {0};
 
 	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++)
-		if (sig != SIGKILL && sig != SIGSTOP)
+		if (sig != SIGKILL && sig != SIGSTOP && !(keep_ignored >> (sig - 1) & 1))
 			syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
 }
 
@@ -173,7 +174,7 @@ static int child(void *arg)
 
 	if (p->move && move_into(p->cgroup) < 0)
 		fail(p, CGROUP);
-	reset_signals();
+	reset_signals(p->keep_ignored);
 	if (p->new_session && setsid() < 0)
 		fail(p, SESSION);
 	if (arrange_fds(p) < 0)
@@ -331,7 +332,7 @@ static char **strings_of(PyObject *list)
 
 PyDoc_STRVAR(spawn_doc,
 "spawn(argv, paths, env, cwd, fds, cgroup, new_session, umask, rlimits, groups, gid, uid,\n"
-"      no_new_privs, born)\n"
+"      no_new_privs, keep_ignored, born)\n"
 "\n"
 "Start a program in the cgroup whose directory is the fd `cgroup`. Returns once it has been exec'ed,\n"
 "with (pid, pidfd, born_inside) appended to the list `born`.\n"
@@ -346,9 +347,10 @@ static PyObject *spawn(PyObject *self, PyObject *args)
 	int pidfd = -1;
 
 	(void)self; /* the module has no state */
-	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llpO!:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
+	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llpKO!:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
 			      &p.fds[1], &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &p.rlimits, &p.rlimits_size,
-			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs, &PyList_Type, &born))
+			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs, &p.keep_ignored,
+			      &PyList_Type, &born))
 		return NULL;
 	if (!(p.argv = strings_of(argv)) || !(p.paths = strings_of(paths)) || !(p.envp = strings_of(env)))
 		goto out;

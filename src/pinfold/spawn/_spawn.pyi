@@ -12,6 +12,7 @@ def spawn(
     gid: int,
     uid: int,
     no_new_privs: bool,
+    keep_ignored: int,
     born: list[tuple[int, int, bool]],
     /,
 ) -> None: ...

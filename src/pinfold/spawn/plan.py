@@ -61,6 +61,7 @@ def spawn(
                 -1 if identity.gid is None else identity.gid,
                 -1 if identity.uid is None else identity.uid,
                 policy.no_new_privs,
+                sum(1 << number - 1 for number in policy.keep_ignored),
                 born,
             )
     except OSError as error:
