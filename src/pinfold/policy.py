@@ -50,7 +50,7 @@ class Policy(_Fields):
             raise UsageError(f"profile {profile!r}: known is plain")
         if output_exceeded not in ("truncate", "kill"):
             raise UsageError(f"output_exceeded {output_exceeded!r}: must be 'truncate' or 'kill'")
-        if not (isinstance(umask, int) and 0 <= umask <= 0o777):
+        if not (type(umask) is int and 0 <= umask <= 0o777):
             raise UsageError(f"umask {umask!r}: must be between 0 and 0777")
         kept = tuple(signal_number(number, "keep_ignored") for number in keep_ignored)
         return super().__new__(cls, profile, no_new_privs, new_session, core_files, umask, output_exceeded, kept)

@@ -75,10 +75,15 @@ class Cgroup:
     def kill(self) -> None:
         """SIGKILL every process in it and below, forks in flight too (cgroup.kill, Linux 5.14).
 
-        Misses a process whose leader thread has exited (6.18), and raced with fork before 6.14: the caller looks
-        at `populated` and uses `kill_each`.
+        Misses a process whose leader thread has exited (6.18), raced with fork before 6.14, and is refused by a
+        cgroup that a command with the right to do so has made threaded: the caller looks at `populated` and then
+        kills each of `pids`.
         """
-        self._write("cgroup.kill", "1")
+        try:
+            self._write("cgroup.kill", "1")
+        except CgroupError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
 
     def freeze(self, frozen: bool) -> None:
         """Stop everything in it, or let it go on (cgroup.freeze, Linux 5.2). Does not wait until all are stopped."""
@@ -102,7 +107,7 @@ class Cgroup:
 
     def pids(self) -> list[int]:
         """The processes in it and below; 0 stands for one outside our pid namespace."""
-        found = self._pids_of(self._fds["cgroup.procs"])
+        found = self._pids_of(self._fds["cgroup.procs"], self.dir)
         with contextlib.suppress(OSError):  # what cannot be listed is still killed, from the top
             if _children(self.dir):
                 os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
@@ -110,22 +115,23 @@ class Cgroup:
                 with contextlib.suppress(OSError):
                     procs = self._hierarchy.open(directory, "cgroup.procs", os.O_RDONLY)
                     try:
-                        found += self._pids_of(procs)
+                        found += self._pids_of(procs, directory)
                     finally:
                         os.close(procs)
         return found
 
-    @staticmethod
-    def _pids_of(procs: int) -> list[int]:
-        """Empty for a threaded cgroup, which answers EOPNOTSUPP: its domain ancestor lists its processes."""
+    def _pids_of(self, procs: int, directory: int) -> list[int]:
         try:
-            os.lseek(procs, 0, os.SEEK_SET)
-            text = b""
-            while chunk := os.read(procs, 1 << 16):
-                text += chunk
-        except OSError:
-            return []
-        return [int(line) for line in text.split()]
+            return _numbers(procs)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                return []
+        # A threaded cgroup lists its threads alone; each of them is as good as its process to a signal.
+        threads = self._hierarchy.open(directory, "cgroup.threads", os.O_RDONLY)
+        try:
+            return sorted({process_of(thread) for thread in _numbers(threads)} - {0})
+        finally:
+            os.close(threads)
 
     def open_accounts(self) -> None:
         """Open the files that `read_accounts` reads, each where it exists: while the command runs, it costs no time."""
@@ -235,6 +241,23 @@ class Cgroup:
         fd, self.dir = self.dir, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _numbers(fd: int) -> list[int]:
+    os.lseek(fd, 0, os.SEEK_SET)
+    text = b""
+    while chunk := os.read(fd, 1 << 16):
+        text += chunk
+    return [int(line) for line in text.split()]
+
+
+def process_of(thread: int) -> int:
+    """The process that a thread belongs to (proc_pid_status(5), Tgid); 0 if it has gone."""
+    try:
+        with open(f"/proc/{thread}/status", encoding="utf-8", errors="replace") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("Tgid:"))
+    except (OSError, StopIteration):
+        return 0
 
 
 def _children(directory: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -65,13 +66,13 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
     try:
         result, ended_by = _supervised(list(argv), options["backend"], arguments)
     except SpawnError as error:
+        complain(words.why_not_started(error))
         if error.result is not None:
             write_result(error.result)
-        complain(words.why_not_started(error))
         return error.exit_code
-    write_result(result)
     if not options["quiet"]:
         _report(result, verbose=options["verbose"])
+    write_result(result)
     return exit_status(result, ended_by)
 
 
@@ -86,6 +87,7 @@ def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tup
         signals.attend(run, lambda: orphans.reap(run.pid))
         result = run.wait()
         result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())
+    signals.let_go()
     return result, signals.ended_by
 
 
@@ -152,23 +154,31 @@ def _result_writer(file: str | None, number: int | None) -> Callable[[Result], N
         places.append(number)
     if file is not None:
         try:
-            places.append(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666))
+            places.append(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
         except (OSError, ValueError) as error:
             raise UsageError(f"--result {file}: cannot be written: {error}") from error
 
     def write(result: Result) -> None:
         text = (result.to_json() + "\n").encode()
+        failures = []
         for fd in places:
-            view = memoryview(text)
-            while view:
-                try:
-                    view = view[os.write(fd, view) :]
-                except OSError as error:
-                    raise errors.Error(
-                        f"the result could not be written to {fd if fd == number else file}: {error.strerror}"
-                    ) from error
+            try:
+                _write_whole(fd, text, overwrite=fd != number)
+            except OSError as error:
+                failures.append(f"the result could not be written to {fd if fd == number else file}: {error.strerror}")
+        if failures:
+            raise errors.Error("; ".join(failures))
 
     return write
+
+
+def _write_whole(fd: int, text: bytes, *, overwrite: bool) -> None:
+    if overwrite:
+        with contextlib.suppress(OSError):  # a pipe, a device
+            os.ftruncate(fd, 0)
+    view = memoryview(text)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def _report(result: Result, *, verbose: bool) -> None:
@@ -188,6 +198,6 @@ def exit_status(result: Result, ended_by: int | None = None) -> int:
         return _KILLED
     if result.outcome == "canceled" and ended_by is not None:
         return 128 + ended_by
-    if result.returncode is None:
+    if result.returncode is None or result.error is not None:
         return FAILED
     return result.returncode if result.returncode >= 0 else 128 - result.returncode

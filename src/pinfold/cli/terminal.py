@@ -74,6 +74,7 @@ class Signals:
         self.ignored = [n for n in wanted if signal.getsignal(n) is signal.SIG_IGN]
         self._held = {*wanted, signal.SIGCHLD} - {*self.ignored}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._held)
+        self._shared_group = shared_group
         self._witness = Witness() if shared_group else None
         self._last: tuple[int, int, float] = (0, 0, 0.0)
         self.ended_by: int | None = None
@@ -107,9 +108,16 @@ class Signals:
         self.close()
 
     def close(self) -> None:
-        """Let the witness go: before anybody looks for children of ours."""
+        """Let the witness go, before anybody looks for children of ours; and the signals."""
         if self._witness is not None:
             self._witness.end()
+            self._witness = None
+
+    def let_go(self) -> None:
+        """The run is over: what came too late for it is dropped; what comes now ends us, if our lines find no reader."""
+        while signal.sigtimedwait(self._held, 0):
+            pass
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)
 
     def _reached_the_group(self, info: signal.struct_siginfo) -> bool:
         if self._witness is None:
@@ -138,8 +146,11 @@ class Signals:
                 self.ended_by = number
                 run.kill()
                 return
-        if not reached:
-            run.send_signal(number)
+        if self._shared_group:
+            if not reached:
+                run.send_signal(number)
+        else:
+            run.send_signal_to_group(number)  # as timeout(1) does, and as a terminal would
 
     @staticmethod
     def _stop(run: Run) -> None:

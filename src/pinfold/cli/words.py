@@ -18,6 +18,8 @@ def the_line(result: Result) -> str | None:
     if receipt.escaped_processes:
         gone = receipt.escaped_processes
         parts.append(f"killed {_count(len(gone), 'process', 'es')} outside the cgroup: {_names(gone, len(gone))}")
+    if result.error is not None and result.outcome != "lost":
+        parts.append(result.error["message"])
     if receipt.pipe_held:
         parts.append("a process outside the cgroup still holds its output")
     if receipt.stuck_pids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ class Fold:
         self._closed = False
         self._pid = os.getpid()
         self._running: set[Supervision] = set()  # each in a thread of its own, or its caller's
+        _close_at_exit(self)
 
     def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
         """Run a command to its end and return what is known about it; see `pinfold.run`."""
@@ -88,6 +90,7 @@ class Fold:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.close)
         forked = self._pid != os.getpid()
         end = time.monotonic() + _CLOSE_BOUND
         while not forked and self._running and time.monotonic() < end:
@@ -106,6 +109,13 @@ class Fold:
         self.close()
 
 
+def _close_at_exit(fold: Fold) -> None:
+    atexit.register(fold.close)
+    # A worker of multiprocessing ends without atexit, but not without its own finalizers.
+    if util := sys.modules.get("multiprocessing.util"):
+        util.Finalize(None, fold.close, exitpriority=0)
+
+
 _default: Fold | None = None
 _opening = threading.Lock()
 
@@ -118,7 +128,6 @@ def default_fold() -> Fold:
         with _opening:
             if _default is None:
                 _default = Fold()
-                atexit.register(_default.close)
             fold = _default
     return fold
 
@@ -128,7 +137,6 @@ def _after_fork() -> None:
     global _default, _opening
     _opening = threading.Lock()
     if _default is not None:
-        atexit.unregister(_default.close)
         _default.close()
         _default = None
 

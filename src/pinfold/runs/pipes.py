@@ -159,13 +159,15 @@ class Relay:
     so the command is blocked as it would be by the receiver itself, and our clock runs on.
     """
 
-    __slots__ = ("_out", "_out_poll", "_pending", "_poller", "count", "done", "fd", "kept", "limit", "on_bytes")
+    __slots__ = ("_out", "_out_poll", "_pending", "_poller", "count", "done", "error", "fd", "kept", "limit",
+                 "on_bytes")  # fmt: skip
 
     def __init__(self, fd: int, out: int, limit: int | None) -> None:
         self.fd, self._out, self.limit = fd, out, limit
         self._poller: Poller | None = None
         self.count = self.kept = 0
         self.done = False
+        self.error: OSError | None = None  # why the receiver did not take the rest, unless it went away
         self.on_bytes: Callable[[], None] | None = None
         self._pending = b""
         self._out_poll = select.poll()
@@ -204,9 +206,11 @@ class Relay:
             except BlockingIOError:  # the caller made its fd non-blocking
                 self._wait_for_receiver()
                 return
-            except OSError:
+            except OSError as error:
+                if not isinstance(error, BrokenPipeError):
+                    self.error = error
                 self.kept -= len(self._pending)
-                # Nobody reads any more: the command learns it the same way.
+                # Nobody takes it any more: the command learns it the same way.
                 self._pending = b""
                 self.close()
                 self.done = True

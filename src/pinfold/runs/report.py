@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from errno import errorcode
 from functools import partial
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from pinfold.cgroup.accounts import usage
 from pinfold.errors import SpawnError
 from pinfold.result import Placement, Receipt, Result, Stream
 from pinfold.runs.lifecycle import Event
+from pinfold.runs.pipes import Relay
 from pinfold.runs.strays import printable
 from pinfold.runs.supervision import Supervision
 
@@ -49,6 +51,9 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
         result.error = _spawn_error(run.error)
         run.error.result = result
         raise run.error
+    for output in run.io.outputs:
+        if isinstance(output, Relay) and output.error is not None:
+            result.error = _output_error(output.error)
     if outcome == "lost":
         result.error = {"type": "StatusLost", "step": "wait", "errno": "ECHILD", "message": _STATUS_LOST}
     return result
@@ -77,6 +82,12 @@ def _placement(run: Supervision) -> Placement:
 
 def _spawn_error(error: SpawnError) -> dict[str, Any]:
     return {"type": "SpawnError", "step": error.step, "errno": error.errno_name, "message": printable(str(error))}
+
+
+def _output_error(error: OSError) -> dict[str, Any]:
+    name = errorcode.get(error.errno or 0, str(error.errno))
+    message = f"its output could not be passed on: {error.strerror}"
+    return {"type": "OutputError", "step": "relay", "errno": name, "message": message}
 
 
 def _limit_hit(run: Supervision) -> float | None:

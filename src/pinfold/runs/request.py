@@ -146,8 +146,8 @@ class Request(NamedTuple):
             return data
         try:
             return self._lines(data.decode(self.encoding, "surrogateescape"))
-        except UnicodeDecodeError:
-            return self._lines(data.decode(self.encoding, "backslashreplace"))
+        except UnicodeError:  # of an encoding that has no such bytes, and no surrogate escapes
+            return self._lines(data.decode("utf-8", "backslashreplace"))
 
     @staticmethod
     def _lines(text: str) -> str:

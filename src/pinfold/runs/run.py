@@ -35,16 +35,20 @@ class Run:
         self.args = request.args
         self._request, self._supervision, self._running = request, supervision, running
         self._result: Result | None = None
+        self._said: tuple[Any, Any] | None = None  # what `communicate` has read
+        self._pid = os.getpid()
         self.ended = threading.Event()  # set when nothing of the run is left
         self._asking = threading.Lock()  # guards _wake, which ends with the run
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        # Readable for ever once it has ended: wakes readers whose pipe is held open outside the cgroup.
-        self._over = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._driver = threading.Lock()  # whoever takes it, for good, brings the run to its end
+        self._wake = self._over = -1
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
         thread = threading.Thread(target=self._drive, name="pinfold", daemon=True)
         try:
+            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            # Readable for ever once it has ended: wakes readers whose pipe is held open outside the cgroup.
+            self._over = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             supervision.start()
             if supervision.error is not None:
                 supervision.drive()
@@ -54,7 +58,8 @@ class Run:
             self._open_streams()
             thread.start()
         except BaseException:
-            if thread.ident is None:
+            # The thread may be running, and does if the exception came late enough.
+            if self._driver.acquire(blocking=False):
                 supervision.abort()
                 running.discard(supervision)
                 supervision.io.close_pipes()
@@ -77,6 +82,8 @@ class Run:
         return stream if encoding is None else io.TextIOWrapper(stream, encoding, "surrogateescape", write_through=True)
 
     def _drive(self) -> None:
+        if not self._driver.acquire(blocking=False):
+            return
         try:
             try:
                 self._supervision.drive()
@@ -86,16 +93,22 @@ class Run:
             self._result = report(self._supervision, self.args, self._request.decode)
         finally:
             self._running.discard(self._supervision)
-            os.eventfd_write(self._over, 1)
             with self._asking:
                 self.ended.set()
+            if self._over >= 0:
+                os.eventfd_write(self._over, 1)
 
     def _ask(self, wanted: Callable[[], None]) -> None:
         """Have the run's own thread do something; nothing if it has ended."""
+        self._require_owner()
         with self._asking:
             if not self.ended.is_set():
                 self._supervision.wanted.append(wanted)
                 os.eventfd_write(self._wake, 1)
+
+    def _require_owner(self) -> None:
+        if self._pid != os.getpid():
+            raise errors.Error(f"{self!r} belongs to the process that this one was forked from")
 
     @property
     def returncode(self) -> int | None:
@@ -111,6 +124,7 @@ class Run:
 
         With PIPE, somebody has to read meanwhile, or the command waits for its reader (until its own timeout).
         """
+        self._require_owner()
         patience = None if timeout is None else units.span(timeout, "timeout")
         if not self.ended.wait(None if patience is None or patience == units.INFINITY else patience):
             raise TimeoutError(f"{self!r} is still running after {patience} s")
@@ -121,8 +135,12 @@ class Run:
     def communicate(self, input: bytes | str | None = None) -> tuple[Any, Any]:
         """Write `input`, read both streams to their ends, wait. Returns (stdout, stderr), None where not piped.
 
-        There is no timeout here: the run has its own.
+        There is no timeout here: the run has its own. Once more gives the same again.
         """
+        if self._said is not None:
+            return self._said
+        if input and self.stdin is None:
+            raise errors.UsageError("input: the run was started without stdin=PIPE")
         poller = Poller()
         feed: Feed | None = None
         captures = [self._capture(stream, poller) for stream in (self.stdout, self.stderr)]
@@ -144,6 +162,7 @@ class Run:
             poller.close()
         self.wait()
         out, err = (None if c is None else self._request.decode(c.data()) for c in captures)
+        self._said = out, err
         return out, err
 
     def _feed(self, data: bytes | str | None, poller: Poller) -> Feed:
@@ -159,7 +178,7 @@ class Run:
 
     @staticmethod
     def _capture(stream: IO[Any] | None, poller: Poller) -> Capture | None:
-        if stream is None:
+        if stream is None or stream.closed:
             return None
         fd = os.dup(stream.fileno())
         stream.close()
@@ -171,6 +190,10 @@ class Run:
         """Send a signal to the main process, if it is still there."""
         number = units.signal_number(number)
         self._ask(lambda: self._supervision.signal_main(number))
+
+    def send_signal_to_group(self, number: int) -> None:
+        """Send a signal to the process group of the main process, if that is still there and leads one."""
+        self._ask(lambda: self._supervision.signal_group(number))
 
     def terminate(self) -> None:
         """Stop it: the signal to every process, the grace, the kill. The outcome is `canceled`."""
@@ -201,6 +224,8 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._pid != os.getpid():
+            return
         if kind is not None:
             self.kill()
         for stream in (self.stdin, self.stdout, self.stderr):
@@ -211,10 +236,10 @@ class Run:
         self._close_fds()
 
     def _close_fds(self) -> None:
-        for fd in (self._wake, self._over):
+        wake, over, self._wake, self._over = self._wake, self._over, -1, -1
+        for fd in (wake, over):
             if fd >= 0:
                 os.close(fd)
-        self._wake = self._over = -1
 
     def __del__(self) -> None:
         # Its thread holds a reference until the run has ended.
@@ -239,6 +264,8 @@ class _Reader(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
         return self._fd
 
     def readinto(self, buffer: Any) -> int:

@@ -6,7 +6,9 @@ streams is seen), the rest once the run has ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from typing import IO, Any, Final, NamedTuple
 
 from pinfold.cgroup.files import clear_of_stdio
@@ -104,18 +106,34 @@ class StdioPlan(NamedTuple):
             io.pipes[number] = read
         else:
             destination = None if captured else _fd_of(target, what, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, io)
+            receiver = None if destination is None else _receiver(number, destination, io)
             read, write = _pipe()
-            io.outputs[number - 1] = self._reader(read, number, destination)
+            if receiver is None:
+                io.outputs[number - 1] = Capture(read, self.output_limit)
+            else:
+                io.for_child.remove(receiver)
+                io.outputs[number - 1] = Relay(read, receiver, self.output_limit)
         os.set_blocking(read, False)
         io.for_child.append(write)
         io.child[number] = write
 
-    def _reader(self, read: int, number: int, destination: int | None) -> Output:
-        if destination is None:
-            return Capture(read, self.output_limit)
-        target = number if destination == INHERIT else destination
-        out = os.dup(target) if destination != INHERIT or _is_ours(number) else os.open("/dev/null", os.O_WRONLY)
-        return Relay(read, clear_of_stdio(out), self.output_limit)
+
+def _receiver(number: int, destination: int, io: Stdio) -> int:
+    """An fd of our own for the receiver of a relayed stream; in `io` until somebody takes it over.
+
+    The receiver of a pipe or a terminal gets an open file description of our own, which can be non-blocking: a
+    terminal that is not read takes less than it polls for, and two writers may see the same room in a pipe. Else, or
+    where that is not permitted, the caller's, which must stay blocking for the others who have it.
+    """
+    target = number if destination == INHERIT else destination
+    if destination == INHERIT and not _is_ours(number):
+        return _opened(os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC), io)
+    mode = os.fstat(target).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        with contextlib.suppress(OSError):
+            own = f"/proc/self/fd/{target}"
+            return _opened(os.open(own, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), io)
+    return _opened(os.dup(target), io)
 
 
 def _is_ours(number: int) -> bool:

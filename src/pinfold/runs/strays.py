@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -27,22 +28,34 @@ def freeze(cgroup: Cgroup) -> None:
         poll.poll(_FREEZE_BOUND_MS)
 
 
-def describe(pids: list[int]) -> list[Stray]:
-    """Names of the first of these processes. What has gone, or cannot be read, is left out or None."""
-    import psutil  # 15-25 ms, and only wanted where something strayed
+def proc_is_ours() -> bool:
+    """Whether /proc shows our own pid namespace; else its numbers are those of other processes."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
 
+
+def describe(pids: list[int]) -> list[Stray]:
+    """Names of the first of these processes. What has gone, or cannot be read, is None: naming must not fail."""
+    try:
+        import psutil  # 15-25 ms, and only wanted where something strayed
+    except OSError:  # out of descriptors
+        return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
+    if not proc_is_ours():
+        return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
     found = []
     for pid in pids[:NAMED_AT_MOST]:
         try:
             process = psutil.Process(pid)
             with process.oneshot():
                 stray = Stray(pid, process.ppid(), comm=printable(process.name()))
-        except (psutil.Error, ValueError):
+        except (psutil.Error, OSError, ValueError):
             found.append(Stray(pid))
             continue
         with contextlib.suppress(OSError):
             stray = stray._replace(sid=os.getsid(pid))
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             # Empty for a process whose leader thread has exited.
             stray = stray._replace(argv=[printable(argument) for argument in process.cmdline()] or None)
         found.append(stray)
@@ -65,16 +78,20 @@ def signal_all(cgroup: Cgroup, number: int, rounds: int = 3, but: int | None = N
         if not fresh:
             return
         for at in range(0, len(fresh), _AT_ONCE):
-            _signal_some(cgroup, fresh[at : at + _AT_ONCE], number)
-        done.update(fresh)
+            done |= _signal_some(cgroup, fresh[at : at + _AT_ONCE], number)
 
 
-def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> None:
+def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> set[int]:
     pidfds: dict[int, int] = {}
     try:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                pidfds[pid] = os.pidfd_open(pid)
+                try:
+                    pidfds[pid] = os.pidfd_open(pid)
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE):
+                        raise
+                    break  # the rest is for the next round
         # A pid that is listed again after its pidfd was opened belongs to that very process, or to one of ours.
         still = set(cgroup.pids())
         for pid, pidfd in pidfds.items():
@@ -84,3 +101,4 @@ def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> None:
     finally:
         for pidfd in pidfds.values():
             os.close(pidfd)
+    return set(pidfds)

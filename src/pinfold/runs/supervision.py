@@ -91,6 +91,8 @@ class Supervision:
         self._plan.open(self.io)
         self._poller = Poller()
         self.scope = self._backend.scope()
+        if self.bounds.cpu < INFINITY:
+            self.scope.cgroup.open_accounts()  # cpu.stat must be there, whatever the command does
         self.take(Event.START)
 
     def drive(self) -> None:
@@ -199,7 +201,8 @@ class Supervision:
         self._arm()
         self.take(Event.SPAWNED)
         self._backend.prepare()  # the command is running: what is done now costs nobody time
-        self.scope.cgroup.open_accounts()
+        if not self.bounds.cpu < INFINITY:
+            self.scope.cgroup.open_accounts()
 
     def _begin_streams(self) -> None:
         for end in (self.io.feed, *self.io.outputs):
@@ -293,6 +296,12 @@ class Supervision:
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 signal.pidfd_send_signal(self.pidfd, number)
+
+    def signal_group(self, number: int) -> None:
+        """Send a signal to its process group. Its pid is its group's, and ours to use until it has been reaped."""
+        if self.pidfd >= 0 and self.pid is not None and self.policy.new_session:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
 
     def _kill_each(self) -> None:
         """What one `cgroup.kill` misses: a process whose leader thread has exited (6.18), a fork race (before 6.14)."""
