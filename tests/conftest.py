@@ -14,7 +14,10 @@ import pytest
 from pinfold.cgroup import tree
 from pinfold.errors import NoCgroup2, NotDelegated
 
-DEADLINE = 5.0  # seconds for anything that must settle by itself
+# How many times longer than usual this machine takes to start programs: an emulated one may need a 4. What a test waits
+# for, or allows, is stretched by it; what it asserts is not.
+SLOWNESS = float(os.environ.get("SLOWNESS", "1"))
+DEADLINE = 5.0 * SLOWNESS  # seconds for anything that must settle by itself
 
 
 def _place() -> tree.Place | None:
@@ -117,6 +120,12 @@ def no_leaks(session_cgroup):
             return
         if time.monotonic() > end:
             pytest.fail(f"left behind: {leaks}")
+
+
+@pytest.fixture(scope="session")
+def slowness():
+    """The factor for times that depend on the machine."""
+    return SLOWNESS
 
 
 @pytest.fixture

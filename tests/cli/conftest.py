@@ -39,6 +39,12 @@ class Ended:
         return [line.removeprefix("pinfold: ") for line in self.err.splitlines() if line.startswith("pinfold: ")]
 
 
+@pytest.fixture(autouse=True)
+def _buffered(monkeypatch):
+    """stdio as users have it: what cannot be written stays in a buffer until the interpreter's exit."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 def python(code: str, *arguments: Any) -> list[Any]:
     """The argv of a small Python program."""
     return [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), *arguments]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -99,7 +100,10 @@ class TestSlowReader:
 
     def test_timeout_is_kept_and_then_the_bytes_arrive(self, start, python, wait_until, cgroup2):
         process = start("--timeout", "1", "--output-limit", "1G", *python(self.PRINT))
-        runs = lambda: [d for d, _, _ in os.walk(cgroup2) if "/run-" in d and _populated(d)]  # noqa: E731
+
+        def runs() -> list[str]:
+            return [d for d, _, _ in os.walk(cgroup2) if Path(d).name.startswith("run-") and _populated(d)]
+
         wait_until(runs, "the command")
         wait_until(lambda: not runs(), "its end, with nobody reading", 2.5)
         assert len(process.communicate(timeout=20)[0]) == 150000

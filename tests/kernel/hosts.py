@@ -209,7 +209,7 @@ def big_heap(megabytes: str):
     return {"pages": len(heap) // step, "fork": forked, "pinfold": faults(lambda: pinfold.run([TRUE]))}
 
 
-def dumpable():
+def dumpable(closed: str):
     """A start as another user leaves this process as it was."""
     before = _libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
     threads = [threading.Thread(target=lambda: pinfold.run(["id", "-u"], user="nobody", stdout=pinfold.DEVNULL))
@@ -218,7 +218,7 @@ def dumpable():
         thread.start()
     for thread in threads:
         thread.join()
-    failed = spawn_error(["/root/no-such"], user="nobody")
+    failed = spawn_error([closed + "/no-such"], user="nobody")
     return {"before": before, "after": _libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0), "uids": os.getresuid(),
             "failed": failed["errno"]}  # fmt: skip
 
@@ -239,14 +239,15 @@ def clone3_refused(name: str):
     refuse_clone3(getattr(errno, name))
     plain = pinfold.run(["cat", "/proc/self/cgroup"], capture_output=True)
     fleeing = pinfold.run(["sh", "-c", "setsid sleep 60 & echo $!; wait"], timeout=0.3, capture_output=True)
-    as_nobody = pinfold.run(["id", "-u"], user="nobody", capture_output=True)
+    other = {"user": "nobody"} if os.geteuid() == 0 else {}
+    user = pinfold.run(["id", "-u"], capture_output=True, **other)
     return {
         "entry": plain.placement.entry,
         "inside": plain.placement.cgroup in plain.stdout.decode().split("0::", 1)[1].splitlines(),
         "outcome": fleeing.outcome,
         "emptied": fleeing.receipt.emptied,
         "stray": int(fleeing.stdout),
-        "nobody": as_nobody.stdout.decode().strip(),
+        "user": user.stdout.decode().strip(),
         "missing": spawn_error(["/no/such/program"]),
         "cwd": spawn_error(["true"], cwd="/no/such/directory"),
         "children": children(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def test_a_forked_child_opens_its_own_and_harms_nobody(host):
     assert (found["after"], found["receipts"]) == (["parent\n"] * 2, [True, True])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: user=")
 def test_a_fork_in_the_middle_of_anothers_start_does_not_hang_the_child(host):
     """A lock that a thread of the parent held is held for ever in the child."""
     assert host("forks_while_starting", 300) == 0

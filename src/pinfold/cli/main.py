@@ -79,6 +79,20 @@ def main(argv: list[str] | None = None) -> Any:
     except Exception as error:  # noqa: BLE001  # a fault of ours must not look like a status of the command
         _own_fault(error)
         sys.exit(failed)
+    finally:
+        _give_up_unwritable()
+
+
+def _give_up_unwritable() -> None:
+    """Drop what could not be written: the interpreter would try again at its exit, and make the status 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def _own_fault(error: BaseException) -> None:
