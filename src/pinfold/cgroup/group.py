@@ -118,7 +118,7 @@ class Cgroup:
                         found += self._pids_of(procs, directory)
                     finally:
                         os.close(procs)
-        return found
+        return list(dict.fromkeys(found))  # a process can have threads in more than one
 
     def _pids_of(self, procs: int, directory: int) -> list[int]:
         try:

@@ -26,14 +26,9 @@ class Orphans:
     """The descendants of this process that are no longer in their cgroup."""
 
     def __init__(self) -> None:
-        """Adopt from now on. Not if we came with children (`sh -c 'job & exec pinfold …'`), which are not ours to kill;
-        nor where /proc shows another pid namespace than ours, in which the numbers mean other processes.
-        """
-        self.adopting = (
-            strays.proc_is_ours()
-            and not _have_children()
-            and ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
-        )
+        """Adopt from now on; not if this process came with children (`sh -c 'job & exec pinfold …'`): not ours."""
+        # In a /proc of another pid namespace the numbers mean other processes.
+        self.adopting = strays.proc_is_ours() and not _have_children() and _become_subreaper()
 
     def reap(self, main: int) -> None:
         """Collect those that have ended, but never the main process, whose status its run collects."""
@@ -55,6 +50,10 @@ class Orphans:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
         return found
+
+
+def _become_subreaper() -> bool:
+    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
 def _have_children() -> bool:

@@ -114,7 +114,7 @@ class Signals:
             self._witness = None
 
     def let_go(self) -> None:
-        """The run is over: what came too late for it is dropped; what comes now ends us, if our lines find no reader."""
+        """The run is over: what came too late is dropped; what comes now ends us, should our lines find no reader."""
         while signal.sigtimedwait(self._held, 0):
             pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)

@@ -93,10 +93,9 @@ class Run:
             self._result = report(self._supervision, self.args, self._request.decode)
         finally:
             self._running.discard(self._supervision)
+            os.eventfd_write(self._over, 1)  # nobody closes it before `ended`
             with self._asking:
                 self.ended.set()
-            if self._over >= 0:
-                os.eventfd_write(self._over, 1)
 
     def _ask(self, wanted: Callable[[], None]) -> None:
         """Have the run's own thread do something; nothing if it has ended."""
