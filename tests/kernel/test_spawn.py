@@ -6,13 +6,16 @@ import errno
 import itertools
 import json
 import os
+import resource
 import signal
+import struct
 import subprocess
 import threading
 
 import pytest
 
 import pinfold
+from pinfold.spawn import _spawn
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: user=")
 SUBSETS = [numbers for n in (1, 2, 3) for numbers in itertools.combinations((0, 1, 2), n)]
@@ -157,6 +160,35 @@ def test_becoming_another_user_without_privilege_says_which_step(host, delegated
     assert (found["group"]["step"], found["group"]["errno"]) == ("gid", "EPERM")
     assert found["root"]["removed"]
     assert (found["self"], found["plain"]) == ("65534", "65534")
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "number"),
+    [
+        ({"fds": (9999, -1, -1)}, "fds", errno.EBADF),
+        ({"cwd": b"/nowhere/at/all"}, "cwd", errno.ENOENT),
+        ({"rlimits": struct.pack("=3Q", 9999, 0, 0)}, "rlimits", errno.EINVAL),
+        ({"rlimits": struct.pack("=3Q", resource.RLIMIT_NOFILE, 2, 1)}, "rlimits", errno.EINVAL),
+        ({"paths": [b"/nowhere"]}, "exec", errno.ENOENT),
+        ({"cgroup": 9999}, "clone", errno.EBADF),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_the_step_that_refuses_is_named_with_its_errno_and_no_child_is_left(cgroup2, changes, step, number):
+    """session, umask and no_new_privs cannot be made to fail; groups, gid and uid have the test above."""
+    directory = os.open(cgroup2, os.O_RDONLY)
+    born: list[tuple[int, int, bool]] = []
+    given = {
+        "argv": [b"true"], "paths": [b"/bin/true"], "env": [], "cwd": None, "fds": (-1, -1, -1), "cgroup": directory,
+        "new_session": True, "umask": 0o22, "rlimits": b"", "groups": None, "gid": -1, "uid": -1, "no_new_privs": True,
+        "keep_ignored": 0, "born": born,
+    }  # fmt: skip
+    try:
+        with pytest.raises(OSError) as caught:
+            _spawn.spawn(*{**given, **changes}.values())
+    finally:
+        os.close(directory)
+    assert (caught.value.errno, caught.value.strerror, born) == (number, step, [])
 
 
 def test_start_raises_what_run_raises(cgroup2):
