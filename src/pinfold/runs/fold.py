@@ -42,7 +42,10 @@ class Fold:
         self._closed = False
         self._pid = os.getpid()
         self._running: set[Supervision] = set()  # each in a thread of its own, or its caller's
-        _close_at_exit(self)
+        atexit.register(self.close)
+        # A worker of multiprocessing ends without atexit, but not without its own finalizers.
+        util = sys.modules.get("multiprocessing.util")
+        self._finalizer = util.Finalize(None, self.close, exitpriority=0) if util else None
 
     def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
         """Run a command to its end and return what is known about it; see `pinfold.run`."""
@@ -91,6 +94,8 @@ class Fold:
             return
         self._closed = True
         atexit.unregister(self.close)
+        if self._finalizer is not None:
+            self._finalizer.cancel()
         forked = self._pid != os.getpid()
         end = time.monotonic() + _CLOSE_BOUND
         while not forked and self._running and time.monotonic() < end:
@@ -107,13 +112,6 @@ class Fold:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _close_at_exit(fold: Fold) -> None:
-    atexit.register(fold.close)
-    # A worker of multiprocessing ends without atexit, but not without its own finalizers.
-    if util := sys.modules.get("multiprocessing.util"):
-        util.Finalize(None, fold.close, exitpriority=0)
 
 
 _default: Fold | None = None
