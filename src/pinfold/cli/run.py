@@ -81,13 +81,16 @@ def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tup
     policy = arguments.pop("policy")
     orphans = Orphans()
     signals = Signals(shared_group=shared)
-    with as_found(), closing(signals), Fold(backend=backend, spare=False) as fold:
-        policy = Policy(**policy, new_session=not shared, keep_ignored=signals.ignored)
-        run = fold.start(argv, policy=policy, **arguments)
-        signals.attend(run, lambda: orphans.reap(run.pid))
-        result = run.wait()
-        result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())
-    signals.let_go()
+    try:
+        with as_found(), Fold(backend=backend, spare=False) as fold:
+            orphans = Orphans()
+            policy = Policy(**policy, new_session=not shared, keep_ignored=signals.ignored)
+            run = fold.start(argv, policy=policy, **arguments)
+            signals.attend(run, lambda: orphans.reap(run.pid))
+            result = run.wait()
+            result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())
+    finally:
+        signals.close()
     return result, signals.ended_by
 
 

@@ -105,16 +105,17 @@ class Signals:
                 early.discard(signal.Signals(info.si_signo))
                 if self._is_new(info):
                     self._take(run, info, reached=reached)
-        self.close()
+        self._dismiss_witness()
 
-    def close(self) -> None:
-        """Let the witness go, before anybody looks for children of ours; and the signals."""
+    def _dismiss_witness(self) -> None:
+        """Before anybody looks for children of ours."""
         if self._witness is not None:
             self._witness.end()
             self._witness = None
 
-    def let_go(self) -> None:
+    def close(self) -> None:
         """The run is over: what came too late is dropped; what comes now ends us, should our lines find no reader."""
+        self._dismiss_witness()
         while signal.sigtimedwait(self._held, 0):
             pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)
