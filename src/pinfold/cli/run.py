@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any, Final
 
 import click
@@ -79,11 +78,10 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
 def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tuple[Result, int | None]:
     shared = on_terminal()
     policy = arguments.pop("policy")
-    orphans = Orphans()
+    orphans = Orphans()  # before the signals, which may bring a child of ours (witness.py)
     signals = Signals(shared_group=shared)
     try:
         with as_found(), Fold(backend=backend, spare=False) as fold:
-            orphans = Orphans()
             policy = Policy(**policy, new_session=not shared, keep_ignored=signals.ignored)
             run = fold.start(argv, policy=policy, **arguments)
             signals.attend(run, lambda: orphans.reap(run.pid))
