@@ -11,6 +11,7 @@ from pinfold.units import INFINITY
 KILL_ROUND: Final = 0.05  # from the kill to the first look that takes stronger means
 KILL_BOUND: Final = 10.0  # then what is left is named in `stuck_pids`
 DRAIN_BOUND: Final = 0.2  # for the end of a stream after `populated 0`
+START_BOUND: Final = 2.0  # for starts of other threads, whose children have our pipes until their exec, likewise
 RECEIVER_BOUND: Final = 2.0  # past the timeout, for the receiver of a relayed stream to take the rest
 REMOVE_BOUND: Final = 1.0  # rmdir may trail `populated 0` (from Linux 6.19)
 

@@ -21,12 +21,12 @@ from pinfold.errors import SpawnError
 from pinfold.policy import Policy
 from pinfold.result import Stray
 from pinfold.runs import strays
-from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, KILL_ROUND, RECEIVER_BOUND, REMOVE_BOUND, Bounds
+from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, KILL_ROUND, RECEIVER_BOUND, REMOVE_BOUND, START_BOUND, Bounds
 from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
 from pinfold.runs.pipes import Poller, Relay
 from pinfold.runs.reap import reap
 from pinfold.runs.stdio import Stdio, StdioPlan
-from pinfold.spawn.plan import spawn
+from pinfold.spawn.plan import spawn, starts_under_way
 from pinfold.units import INFINITY
 
 _LOOK_FIRST: Final = 0.001  # cgroup.events notifies at most once per 10 ms: while killing, look oftener
@@ -59,6 +59,7 @@ class Supervision:
     _killed_at = 0.0
     _bytes_at_kill = 0
     _end_time = 0.0
+    _starts_beside: frozenset[object] = frozenset()
 
     def __init__(self, backend: Backend, command: Command, policy: Policy, bounds: Bounds, plan: StdioPlan, *,
                  wait: bool) -> None:  # fmt: skip
@@ -171,6 +172,12 @@ class Supervision:
         if event is Event.CPU_TIMED_OUT:
             left = self.bounds.cpu - self.scope.cgroup.cpu_usec() / 1e6
             return now + max(_CPU_LOOK, left / (os.cpu_count() or 1)) if left > 0 else now
+        if (
+            event is Event.DRAIN_OVER
+            and now < self._end_time + START_BOUND
+            and self._starts_beside & starts_under_way()
+        ):
+            return now + _LOOK_LAST
         if event is Event.DRAIN_OVER and any(isinstance(o, Relay) and o.busy for o in self.io.outputs):
             patience = max(self._start_time + self.bounds.timeout, self._end_time) + RECEIVER_BOUND
             return now + DRAIN_BOUND if now < patience else now
@@ -196,6 +203,7 @@ class Supervision:
         self.pid, self.pidfd, self.born_inside = self._born[0]
         self.pidfd = clear_of_stdio(self.pidfd)
         io.close_for_child()
+        self._starts_beside = starts_under_way()  # after the closing: one that begins before it has copies
         self._begin_streams()
         self._poller.add(self.pidfd, select.EPOLLIN, self._exited)
         self._arm()
@@ -331,18 +339,22 @@ class Supervision:
             self.kill_to_empty_usec = round((now - self._killed_at) * 1e6)
         if self.io.feed is not None:
             self.io.feed.close()
-        for output in self.io.outputs:
-            if output is not None:
-                output.ready_until_blocked()
+        self._take_all()
         if self._drained():
             self.take(Event.DRAINED)
         else:
             self._timers[Event.DRAIN_OVER] = now + DRAIN_BOUND
 
+    def _take_all(self) -> None:
+        for output in self.io.outputs:
+            if output is not None:
+                output.ready_until_blocked()
+
     def _drained(self) -> bool:
         return all(output is None or output.done for output in self.io.outputs)
 
     def _name_held(self) -> None:
+        self._take_all()  # the last holder may have gone since we looked
         self.pipe_held = not self._drained()
 
     def _close(self) -> None:

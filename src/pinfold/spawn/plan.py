@@ -25,13 +25,22 @@ _NO_CORE_FILES: Final = struct.pack("=3Q", resource.RLIMIT_CORE, 0, 0)  # struct
 _changing_identity = threading.Lock()
 
 
-def _fresh_lock() -> None:
-    """The thread that held it is not in a forked child."""
+_starting: set[object] = set()
+
+
+def starts_under_way() -> frozenset[object]:
+    """The starts of other threads: until their exec those children have copies of all our fds, pipes too."""
+    return frozenset(_starting.copy())  # copied under the GIL
+
+
+def _after_fork() -> None:
+    """The threads that were starting something are not in a forked child."""
     global _changing_identity
     _changing_identity = threading.Lock()
+    _starting.clear()
 
 
-os.register_at_fork(after_in_child=_fresh_lock)
+os.register_at_fork(after_in_child=_after_fork)
 _NO_LOCK: Final = contextlib.nullcontext()
 
 
@@ -45,6 +54,8 @@ def spawn(
     may raise on the way back from here, and a return value would be lost with it. The pidfd is the caller's.
     """
     identity = command.identity
+    start = object()
+    _starting.add(start)
     try:
         with _NO_LOCK if identity.uid is None and identity.gid is None else _changing_identity:
             _spawn(
@@ -66,6 +77,8 @@ def spawn(
             )
     except OSError as error:
         raise _explained(error, command, cgroup) from error
+    finally:
+        _starting.discard(start)
 
 
 def _explained(error: OSError, command: Command, cgroup: Cgroup) -> SpawnError:
