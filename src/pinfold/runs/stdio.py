@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from typing import IO, Any, Final, NamedTuple
 
 from pinfold.cgroup.files import clear_of_stdio
 from pinfold.errors import UsageError
-from pinfold.runs.pipes import Capture, Feed, Relay
+from pinfold.runs.pipes import Capture, Feed, Poller, Relay
 from pinfold.spawn.plan import INHERIT
 
 # The standard library's values, so that either module's names can be used.
@@ -51,6 +52,41 @@ class Stdio:
         for output in self.outputs:
             if output is not None:
                 output.close()
+
+    def watch(self, poller: Poller, on_bytes: Callable[[], None] | None) -> None:
+        """Begin; `on_bytes` is called whenever some came."""
+        if self.feed is not None:
+            self.feed.watch(poller)
+        for output in self.outputs:
+            if output is not None:
+                output.on_bytes = on_bytes
+                output.watch(poller)
+
+    def take_all(self) -> None:
+        """Take what is in the pipes now."""
+        for output in self.outputs:
+            if output is not None:
+                output.ready_until_blocked()
+
+    @property
+    def drained(self) -> bool:
+        """Every stream has come to its end."""
+        return all(output is None or output.done for output in self.outputs)
+
+    @property
+    def receiver_is_slow(self) -> bool:
+        """Bytes wait for the receiver of a relayed stream."""
+        return any(isinstance(output, Relay) and output.busy for output in self.outputs)
+
+    @property
+    def exceeded(self) -> bool:
+        """More was written than the limit of a stream."""
+        return any(output is not None and output.exceeded for output in self.outputs)
+
+    @property
+    def byte_count(self) -> int:
+        """All bytes that came."""
+        return sum(output.count for output in self.outputs if output is not None)
 
     def close_pipes(self) -> None:
         """Close the user's ends, for a run that he never got."""

@@ -23,7 +23,7 @@ from pinfold.result import Stray
 from pinfold.runs import strays
 from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, KILL_ROUND, RECEIVER_BOUND, REMOVE_BOUND, START_BOUND, Bounds
 from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
-from pinfold.runs.pipes import Poller, Relay
+from pinfold.runs.pipes import Poller
 from pinfold.runs.reap import reap
 from pinfold.runs.stdio import Stdio, StdioPlan
 from pinfold.spawn.plan import spawn, starts_under_way
@@ -109,7 +109,7 @@ class Supervision:
             self._poller.wait(0)  # an exit that is there already wins over the limit it came close to
             if not self.ended:
                 self._fire()
-        if self.life.state is State.DRAINING and self._drained():
+        if self.life.state is State.DRAINING and self.io.drained:
             self.take(Event.DRAINED)
 
     def accept_requests(self, wake: int) -> None:
@@ -172,16 +172,15 @@ class Supervision:
         if event is Event.CPU_TIMED_OUT:
             left = self.bounds.cpu - self.scope.cgroup.cpu_usec() / 1e6
             return now + max(_CPU_LOOK, left / (os.cpu_count() or 1)) if left > 0 else now
-        if (
-            event is Event.DRAIN_OVER
-            and now < self._end_time + START_BOUND
-            and self._starts_beside & starts_under_way()
-        ):
-            return now + _LOOK_LAST
-        if event is Event.DRAIN_OVER and any(isinstance(o, Relay) and o.busy for o in self.io.outputs):
-            patience = max(self._start_time + self.bounds.timeout, self._end_time) + RECEIVER_BOUND
-            return now + DRAIN_BOUND if now < patience else now
+        if event is Event.DRAIN_OVER:
+            return now + _LOOK_LAST if self._worth_waiting(now) else now
         return now
+
+    def _worth_waiting(self, now: float) -> bool:
+        """Whether a stream that has not ended still may, though no process of the command is left to hold it."""
+        if self.io.receiver_is_slow:
+            return now < max(self._start_time + self.bounds.timeout, self._end_time) + RECEIVER_BOUND
+        return bool(self._starts_beside & starts_under_way()) and now < self._end_time + START_BOUND
 
     def take(self, event: Event) -> None:
         """Tell the lifecycle, and do what it says."""
@@ -213,13 +212,8 @@ class Supervision:
             self.scope.cgroup.open_accounts()
 
     def _begin_streams(self) -> None:
-        for end in (self.io.feed, *self.io.outputs):
-            if end is not None:
-                end.watch(self._poller)
-        if self.bounds.idle < INFINITY or self.policy.output_exceeded == "kill":
-            for output in self.io.outputs:
-                if output is not None:
-                    output.on_bytes = self._on_bytes
+        watched = self.bounds.idle < INFINITY or self.policy.output_exceeded == "kill"
+        self.io.watch(self._poller, self._on_bytes if watched else None)
 
     def _arm(self) -> None:
         bounds, start = self.bounds, self._start_time
@@ -233,7 +227,7 @@ class Supervision:
 
     def _on_bytes(self) -> None:
         self._last_output = time.monotonic()
-        if self.policy.output_exceeded == "kill" and any(o is not None and o.exceeded for o in self.io.outputs):
+        if self.policy.output_exceeded == "kill" and self.io.exceeded:
             self.take(Event.OUTPUT_EXCEEDED)
 
     def _exited(self) -> None:
@@ -276,7 +270,7 @@ class Supervision:
         if self.pidfd < 0 and not cgroup.populated():
             self.take(Event.EMPTY)
             return
-        self._bytes_at_kill = self._byte_count()
+        self._bytes_at_kill = self.io.byte_count
         try:
             self._name_strays()
         finally:
@@ -339,31 +333,21 @@ class Supervision:
             self.kill_to_empty_usec = round((now - self._killed_at) * 1e6)
         if self.io.feed is not None:
             self.io.feed.close()
-        self._take_all()
-        if self._drained():
+        self.io.take_all()
+        if self.io.drained:
             self.take(Event.DRAINED)
         else:
             self._timers[Event.DRAIN_OVER] = now + DRAIN_BOUND
 
-    def _take_all(self) -> None:
-        for output in self.io.outputs:
-            if output is not None:
-                output.ready_until_blocked()
-
-    def _drained(self) -> bool:
-        return all(output is None or output.done for output in self.io.outputs)
-
     def _name_held(self) -> None:
-        self._take_all()  # the last holder may have gone since we looked
-        self.pipe_held = not self._drained()
+        self.io.take_all()  # the last holder may have gone since we looked
+        self.pipe_held = not self.io.drained
 
     def _close(self) -> None:
-        for output in self.io.outputs:
-            if output is not None:
-                output.close()
+        self.io.close()
         self._timers.clear()
         if self._killed_at:
-            self.bytes_after_kill = self._byte_count() - self._bytes_at_kill
+            self.bytes_after_kill = self.io.byte_count - self._bytes_at_kill
 
     def _measure(self) -> None:
         self.accounts = self.scope.cgroup.read_accounts()
@@ -392,9 +376,6 @@ class Supervision:
             os.close(pidfd)
         self.duration = time.monotonic() - self._start_time
         self.ended = True
-
-    def _byte_count(self) -> int:
-        return sum(output.count for output in self.io.outputs if output is not None)
 
 
 _DO: Final[dict[Action, Callable[[Supervision], None]]] = {
