@@ -8,7 +8,7 @@ import os
 import select
 import signal
 
-from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.group import Cgroup, proc_is_ours
 from pinfold.result import Stray
 
 NAMED_AT_MOST = 64  # naming costs a quarter of a millisecond each; all are counted
@@ -26,14 +26,6 @@ def freeze(cgroup: Cgroup) -> None:
         poll = select.poll()
         poll.register(cgroup.events, select.POLLPRI)
         poll.poll(_FREEZE_BOUND_MS)
-
-
-def proc_is_ours() -> bool:
-    """Whether /proc shows our own pid namespace; else its numbers are those of other processes."""
-    try:
-        return os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
 
 
 def describe(pids: list[int]) -> list[Stray]:
@@ -89,6 +81,8 @@ def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> set[int]:
                 try:
                     pidfds[pid] = os.pidfd_open(pid)
                 except OSError as error:
+                    if error.errno in (errno.EINVAL, errno.ENOENT):  # a thread that is no leader
+                        continue
                     if error.errno not in (errno.EMFILE, errno.ENFILE):
                         raise
                     break  # the rest is for the next round
