@@ -145,6 +145,35 @@ def test_result_whose_reader_has_gone_is_our_failure(pinfold):
         os.close(write)
 
 
+def test_place_that_fails_does_not_cost_the_other_one_nor_our_line(pinfold):
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        ended = pinfold("--result-fd", str(full), "--timeout", "300ms", "sleep", "30", pass_fds=[full])
+    finally:
+        os.close(full)
+    assert ended.code == 125
+    assert ended.result["outcome"] == "timed_out"
+    assert ended.lines[0].startswith("timed out ")
+    assert ended.lines[1:] == [f"the result could not be written to {full}: No space left on device"]
+
+
+def test_result_that_cannot_be_kept_hides_not_why_nothing_was_started(pinfold):
+    ended = pinfold("--result", "/dev/full", "no-such-command-anywhere", result=False)
+    assert ended.code == 125
+    assert "no-such-command-anywhere" in ended.lines[0]
+    assert "/dev/full" in ended.lines[1]
+
+
+@pytest.mark.parametrize(
+    "refused", [("--timeout", "soon"), ("--backend", "systemd"), ("--user", "no-such-user"), ("--result-fd", "99")]
+)
+def test_earlier_result_outlives_arguments_that_are_refused(pinfold, tmp_path, refused):
+    place = tmp_path / "place"
+    place.write_text("earlier")
+    ended = pinfold("--result", place, *refused, "true", result=False)
+    assert (ended.code, place.read_text()) == (125, "earlier")
+
+
 def test_command_that_was_not_started_has_a_result_too(pinfold):
     result = pinfold("no-such-command-anywhere").result
     assert deviations(result, CONTRACT | {"error": dict, "returncode": None, "pid": None, "usage": dict}) == []

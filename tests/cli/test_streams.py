@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -64,6 +67,17 @@ def test_stdin_that_nobody_writes_does_not_hold_it_up(start):
         os.close(write)
 
 
+def test_receiver_that_is_full_is_our_failure(start, tmp_path):
+    with open("/dev/full", "wb") as full:
+        process = start("--idle-timeout", "5", "--result", tmp_path / "result", "--", "echo", "x", stdout=full)
+        err = process.communicate(timeout=20)[1]
+    assert process.returncode == 125
+    assert err.count(b"\n") == 1
+    assert b"No space left on device" in err
+    result = json.loads((tmp_path / "result").read_text())
+    assert (result["outcome"], result["returncode"], result["error"]["errno"]) == ("exited", 0, "ENOSPC")
+
+
 def test_output_that_is_larger_than_any_buffer(start):
     process = start("--idle-timeout", "20", "head", "-c", "100000000", "/dev/zero")
     total = 0
@@ -112,6 +126,33 @@ class TestSlowReader:
     def test_reader_that_never_reads_is_not_waited_for_for_ever(self, start, python):
         process = start("--timeout", "500ms", "--output-limit", "1G", *python(self.PRINT), stderr=subprocess.DEVNULL)
         assert process.wait(8) == 124
+
+    def test_terminal_that_is_not_read_is_not_waited_for_for_ever(self, start, slowness):
+        """A cooked terminal takes less than it polls for: a write of what it does not take would block."""
+        master, slave = os.openpty()
+        try:
+            options = ("-t", "1", "--idle-timeout", "30")
+            process = start(*options, "--", "dd", "if=/dev/zero", "bs=777", stdout=slave, stderr=subprocess.DEVNULL)
+            assert process.wait(5 + slowness) == 124
+        finally:
+            os.close(slave)
+            os.close(master)
+
+    def test_pipe_that_two_write_to_is_not_waited_for_for_ever(self, start, slowness):
+        """Both may see the same room in it."""
+        read, write = os.pipe()
+        try:
+            options = ("-t", "1", "--idle-timeout", "30")
+            both = [start(*options, "--", "yes", stdout=write, stderr=subprocess.DEVNULL) for _ in range(2)]
+            end = time.monotonic() + 0.8
+            while time.monotonic() < end:  # a page at a time, so that there is room for one of them
+                if select.select([read], [], [], 0.1)[0]:
+                    os.read(read, 4096)
+            assert [process.wait(5 + slowness) for process in both] == [124, 124]
+            assert os.get_blocking(write)
+        finally:
+            os.close(read)
+            os.close(write)
 
     def test_reader_that_reads_after_two_seconds_misses_nothing(self, start, python):
         process = start("--output-limit", "1G", *python("import os; os.write(1, b'x' * 5_000_000)"))
