@@ -226,10 +226,11 @@ def test_terminated_while_nobody_reads_its_last_words_it_ends(start, wait_until,
         os.close(full)
 
 
-@pytest.mark.parametrize("line", ["echo ready; sleep 60; :", "sleep 60 & echo ready; wait"])
-def test_interrupt_reaches_the_whole_group(start, line_of, slowness, line):
-    # A shell that waits for a command in the foreground dies only when that has died of the signal too.
-    process = start("sh", "-c", line)
+@pytest.mark.parametrize("line", ['"$@"; :', '"$@" & wait'])
+def test_interrupt_reaches_the_whole_group(start, python, line_of, slowness, line):
+    """A shell that waits for a command in the foreground dies only when that has died of the signal too."""
+    child = "import signal, time; signal.signal(2, signal.SIG_DFL); print('ready', flush=True); time.sleep(60)"
+    process = start("sh", "-c", line, "sh", *python(child))
     line_of(process)
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
