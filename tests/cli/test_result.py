@@ -75,6 +75,20 @@ def test_strays_are_named(pinfold):
     assert (stray["comm"], stray["argv"], stray["sid"]) == ("sleep", ["sleep", "33"], stray["pid"])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: unshare -p")
+def test_strays_are_counted_and_not_named_where_proc_is_of_another_pid_namespace(start, tmp_path):
+    # Its numbers are those of other processes there, and must not be taken for anybody's here.
+    line = 'sleep 60 & "$@"; code=$?; kill -0 $! && echo alive; exit $code'
+    process = start(
+        *("--result", tmp_path / "result", "sh", "-c", "setsid sleep 60 & sleep 0.2; exit 3"),
+        before=("unshare", "-p", "-f", "sh", "-c", line, "sh"),
+    )
+    assert (process.communicate(timeout=20)[0], process.returncode) == (b"alive\n", 3)
+    receipt = json.loads((tmp_path / "result").read_text())["receipt"]
+    assert (receipt["strays"], receipt["emptied"], receipt["escaped_processes"]) == (1, True, [])
+    assert [stray["comm"] for stray in receipt["stray_processes"]] == [None]
+
+
 @pytest.mark.parametrize("options", [("--idle-timeout", "20"), ("--output-limit", "1M")])
 def test_bytes_are_counted_where_they_pass_through_us(pinfold, options):
     result = pinfold(*options, "sh", "-c", "echo four5; echo no >&2").result

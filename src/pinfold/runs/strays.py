@@ -32,7 +32,7 @@ def describe(pids: list[int]) -> list[Stray]:
     """Names of the first of these processes. What has gone, or cannot be read, is None: naming must not fail."""
     try:
         import psutil  # 15-25 ms, and only wanted where something strayed
-    except OSError:  # out of descriptors
+    except (OSError, ImportError):  # out of descriptors
         return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
     if not proc_is_ours():
         return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
