@@ -75,6 +75,20 @@ def test_strays_are_named(pinfold):
     assert (stray["comm"], stray["argv"], stray["sid"]) == ("sleep", ["sleep", "33"], stray["pid"])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: unshare -p")
+def test_strays_are_counted_and_not_named_where_proc_is_of_another_pid_namespace(start, tmp_path):
+    # Its numbers are those of other processes there, and must not be taken for anybody's here.
+    line = 'sleep 60 & "$@"; code=$?; kill -0 $! && echo alive; exit $code'
+    process = start(
+        *("--result", tmp_path / "result", "sh", "-c", "setsid sleep 60 & sleep 0.2; exit 3"),
+        before=("unshare", "-p", "-f", "sh", "-c", line, "sh"),
+    )
+    assert (process.communicate(timeout=20)[0], process.returncode) == (b"alive\n", 3)
+    receipt = json.loads((tmp_path / "result").read_text())["receipt"]
+    assert (receipt["strays"], receipt["emptied"], receipt["escaped_processes"]) == (1, True, [])
+    assert [stray["comm"] for stray in receipt["stray_processes"]] == [None]
+
+
 @pytest.mark.parametrize("options", [("--idle-timeout", "20"), ("--output-limit", "1M")])
 def test_bytes_are_counted_where_they_pass_through_us(pinfold, options):
     result = pinfold(*options, "sh", "-c", "echo four5; echo no >&2").result
@@ -143,6 +157,35 @@ def test_result_whose_reader_has_gone_is_our_failure(pinfold):
         assert len(ended.err.splitlines()) == 1
     finally:
         os.close(write)
+
+
+def test_place_that_fails_does_not_cost_the_other_one_nor_our_line(pinfold):
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        ended = pinfold("--result-fd", str(full), "--timeout", "300ms", "sleep", "30", pass_fds=[full])
+    finally:
+        os.close(full)
+    assert ended.code == 125
+    assert ended.result["outcome"] == "timed_out"
+    assert ended.lines[0].startswith("timed out ")
+    assert ended.lines[1:] == [f"the result could not be written to {full}: No space left on device"]
+
+
+def test_result_that_cannot_be_kept_hides_not_why_nothing_was_started(pinfold):
+    ended = pinfold("--result", "/dev/full", "no-such-command-anywhere", result=False)
+    assert ended.code == 125
+    assert "no-such-command-anywhere" in ended.lines[0]
+    assert "/dev/full" in ended.lines[1]
+
+
+@pytest.mark.parametrize(
+    "refused", [("--timeout", "soon"), ("--backend", "systemd"), ("--user", "no-such-user"), ("--result-fd", "99")]
+)
+def test_earlier_result_outlives_arguments_that_are_refused(pinfold, tmp_path, refused):
+    place = tmp_path / "place"
+    place.write_text("earlier")
+    ended = pinfold("--result", place, *refused, "true", result=False)
+    assert (ended.code, place.read_text()) == (125, "earlier")
 
 
 def test_command_that_was_not_started_has_a_result_too(pinfold):

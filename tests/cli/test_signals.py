@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -184,3 +185,86 @@ def test_what_was_ignored_stays_so_for_the_command_as_under_env(trap, ignored, s
     process = start("grep", "SigIgn", "/proc/self/status", before=("sh", "-c", f'{trap} exec "$@"', "sh"))
     out = process.communicate(timeout=20)[0]
     assert int(out.split()[1], 16) == sum(1 << number - 1 for number in ignored)
+
+
+def unread_pipe():
+    """A full pipe that nobody reads: both ends."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(write, bytes(4096)):
+            pass
+    os.set_blocking(write, True)
+    return read, write
+
+
+@pytest.mark.parametrize("what", ["our line", "the result"])
+def test_terminated_while_nobody_reads_its_last_words_it_ends(start, wait_until, cgroup2, slowness, what):
+    read, full = unread_pipe()
+    options = ("--result-fd", str(full), "-t", "500ms") if what == "the result" else ("-t", "500ms")
+    try:
+        process = start(
+            *options,
+            *("--", "sh", "-c", "yes >&2"),
+            stdout=subprocess.DEVNULL,
+            stderr=full if what == "our line" else subprocess.DEVNULL,
+            pass_fds=[full],
+        )
+        wait_until(lambda: list(cgroup2.glob("pinfold-*/run-*")), "the run")
+        wait_until(lambda: not list(cgroup2.glob("pinfold-*")), "its end")
+
+        def terminated() -> bool:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+            return process.poll() is not None
+
+        wait_until(terminated, "the end of pinfold", 3 * slowness)
+        assert process.returncode == -signal.SIGTERM
+    finally:
+        os.close(read)
+        os.close(full)
+
+
+@pytest.mark.parametrize("line", ['"$@"; :', '"$@" & wait'])
+def test_interrupt_reaches_the_whole_group(start, python, line_of, slowness, line):
+    """A shell that waits for a command in the foreground dies only when that has died of the signal too."""
+    child = "import signal, time; signal.signal(2, signal.SIG_DFL); print('ready', flush=True); time.sleep(60)"
+    process = start("sh", "-c", line, "sh", *python(child))
+    line_of(process)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=20)[1]
+    assert time.monotonic() - begin < 3 * slowness
+    assert process.returncode == 130
+    assert err.startswith(b"pinfold: killed by SIGINT after ")
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT", "USR1"])
+def test_signal_reaches_each_process_of_the_group_once(start, python, line_of, name):
+    """Three of them, each of which says what came; whoever has another group is not meant."""
+    number = signal.Signals["SIG" + name]
+    program = f"""
+        import os, signal
+        number = {int(number)}
+        signal.pthread_sigmask(signal.SIG_BLOCK, {{number}})
+        read, write = os.pipe()
+        who = next((who for who in ("child", "sibling", "elsewhere") if os.fork() == 0), "parent")
+        if who == "elsewhere":
+            os.setpgid(0, 0)
+        os.write(write, b".") if who != "parent" else [os.read(read, 1) for _ in range(3)]
+        if who == "parent":
+            os.write(1, b"ready\\n")
+        came = []
+        while more := signal.sigtimedwait({{number}}, 0.5 if came else 2):
+            came.append(more.si_signo)
+        os.write(1, f"{{who}} {{len(came)}}\\n".encode())
+        if who == "parent":
+            [os.wait() for _ in range(3)]
+    """
+    process = start(*python(program))
+    assert line_of(process) == b"ready\n"
+    process.send_signal(number)
+    out = process.communicate(timeout=20)[0]
+    assert sorted(out.decode().splitlines()) == ["child 1", "elsewhere 0", "parent 1", "sibling 1"]
+    assert process.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import threading
@@ -64,6 +65,17 @@ def test_stdin_that_nobody_writes_does_not_hold_it_up(start):
         os.close(write)
 
 
+def test_receiver_that_is_full_is_our_failure(start, tmp_path):
+    with open("/dev/full", "wb") as full:
+        process = start("--idle-timeout", "5", "--result", tmp_path / "result", "--", "echo", "x", stdout=full)
+        err = process.communicate(timeout=20)[1]
+    assert process.returncode == 125
+    assert err.count(b"\n") == 1
+    assert b"No space left on device" in err
+    result = json.loads((tmp_path / "result").read_text())
+    assert (result["outcome"], result["returncode"], result["error"]["errno"]) == ("exited", 0, "ENOSPC")
+
+
 def test_output_that_is_larger_than_any_buffer(start):
     process = start("--idle-timeout", "20", "head", "-c", "100000000", "/dev/zero")
     total = 0
@@ -112,6 +124,21 @@ class TestSlowReader:
     def test_reader_that_never_reads_is_not_waited_for_for_ever(self, start, python):
         process = start("--timeout", "500ms", "--output-limit", "1G", *python(self.PRINT), stderr=subprocess.DEVNULL)
         assert process.wait(8) == 124
+
+    def test_terminal_that_is_not_read_is_not_waited_for_for_ever(self, start, slowness):
+        """A cooked terminal takes less than it polls for: a write of what it does not take would block."""
+        options = ("-t", "1", "--idle-timeout", "30")
+        commands = [["dd", "if=/dev/zero", "bs=777"], ["yes"], ["sh", "-c", "while :; do echo hello; done"]]
+        ptys = [os.openpty() for _ in commands]
+        try:
+            runs = [
+                start(*options, "--", *command, stdout=slave, stderr=subprocess.DEVNULL)
+                for command, (_master, slave) in zip(commands, ptys, strict=True)
+            ]
+            assert [run.wait(5 + slowness) for run in runs] == [124] * len(runs)
+        finally:
+            for fd in (fd for pty in ptys for fd in pty):
+                os.close(fd)
 
     def test_reader_that_reads_after_two_seconds_misses_nothing(self, start, python):
         process = start("--output-limit", "1G", *python("import os; os.write(1, b'x' * 5_000_000)"))

@@ -378,6 +378,132 @@ def interrupts(count: str):
     return {"interrupted": interrupted, "slow": slow, "children": left, "alive": alive, "odd": odd}
 
 
+def interrupts_start(count: str):
+    """The same for `start`: at moments spread over the time until it returns."""
+
+    def raise_(_number, _frame) -> None:
+        raise _Interrupt
+
+    odd = []
+    threading.excepthook = lambda thread: odd.append(repr(thread.exc_value))
+    fold = pinfold.Fold(spare=False)
+
+    def start() -> None:
+        fold.start(["sh", "-c", "setsid sleep 60 & echo"], stdout=pinfold.PIPE, timeout=5)
+
+    def settled() -> bool:
+        end = time.monotonic() + 8
+        while fold._running and time.monotonic() < end:
+            time.sleep(0.001)
+        return not fold._running
+
+    begin = time.monotonic()
+    for _ in range(3):
+        start()
+    span = (time.monotonic() - begin) / 3 * 1.2
+    settled()
+    gc.collect()
+    before, interrupted, stuck = fds(), 0, 0
+    signal.signal(signal.SIGALRM, raise_)
+    for at in range(int(count)):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, span * at / int(count)))
+            start()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except _Interrupt:
+            interrupted += 1
+        except BaseException as error:
+            odd.append(repr(error))
+        finally:
+            with contextlib.suppress(_Interrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        stuck += not settled()
+    end = time.monotonic() + 5
+    while threading.active_count() > 1 and time.monotonic() < end:
+        time.sleep(0.001)
+    gc.collect()
+    grown = fds() - before
+    fold.close()
+    return {"interrupted": interrupted, "stuck": stuck, "odd": odd, "children": children(), "grown": grown}
+
+
+def no_descriptors_at_the_end(_: str = ""):
+    """None is left when the time is up: naming and signalling the strays needs some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    argv = ["sh", "-c", "setsid sleep 60 & trap '' TERM; echo ready; while :; do sleep 1; done"]
+    with pinfold.start(argv, stdout=pinfold.PIPE, timeout=1, grace=0.2) as run:
+        run.stdout.readline()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "psutil"]:
+            del sys.modules[name]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            result = run.wait(10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    receipt = result.receipt
+    return {"outcome": result.outcome, "strays": receipt.strays, "named": [s.comm for s in receipt.stray_processes],
+            "kept": [receipt.emptied, receipt.removed]}  # fmt: skip
+
+
+def few_descriptors_start(most: str):
+    """`start` with none to a few free descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pinfold.run(["true"])
+    found = []
+    for spare in range(int(most)):
+        fold = pinfold.Fold(spare=False)
+        before = fds()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + spare, hard))
+        try:
+            fold.start(["sleep", "60"])
+            how = "started"
+        except OSError as error:
+            how = errno.errorcode.get(error.errno or 0, "?")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        registered, grown = len(fold._running), fds() - before
+        begin = time.monotonic()
+        fold.close()
+        found.append([how, registered, grown, time.monotonic() - begin < 2])
+    return found
+
+
+def worker_of_multiprocessing(_: str = ""):
+    """It ends by os._exit: what it opened has to be closed all the same."""
+    import multiprocessing
+
+    worker = multiprocessing.get_context("fork").Process(target=pinfold.run, args=(["true"],))
+    worker.start()
+    worker.join(20)
+    return worker.exitcode
+
+
+def ends_with_an_open_fold(_: str = ""):
+    """The program ends, has closed nothing and waits for nothing."""
+    global _open
+    _open = pinfold.Fold()
+    return _open.start(["sh", "-c", "setsid sleep 60 & exec sleep 60"]).pid
+
+
+def forks_inside_with(_: str = ""):
+    """The child leaves a with block whose run is its parent's."""
+    found = {}
+    with pinfold.start(["cat"], stdin=pinfold.PIPE, stdout=pinfold.PIPE, timeout=20) as run:
+        pid = os.fork()
+        if pid:
+            found["child"] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            found["going"] = run.poll() is None
+            found["said"] = run.communicate(b"on")[0].decode()
+        else:
+            signal.alarm(5)
+    if not pid:
+        try:
+            run.wait(1)
+        except pinfold.Error:
+            os._exit(7)
+        os._exit(8)
+    return found | {"outcome": run.wait(5).outcome}
+
+
 def forks(_: str = ""):
     """A forked child uses pinfold; the fold of its parent goes on."""
     fold = pinfold.Fold()

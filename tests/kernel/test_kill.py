@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from pathlib import Path
 
@@ -112,6 +113,18 @@ def test_a_command_that_locks_its_own_cgroup_is_killed_through_what_is_open(cgro
 
 def test_threads_in_a_threaded_cgroup_below_end(cgroup2, villain):
     check(run_until_ready(villain("threaded_subcgroup")), strays=1, outcome="canceled")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to leave the run's cgroup and come back")
+def test_a_run_whose_own_cgroup_was_made_threaded_ends(cgroup2, villain, slowness):
+    """Such a cgroup refuses `cgroup.kill` and does not list its processes, only their threads."""
+    argv = villain("threaded_own_cgroup")
+    check(run_until_ready(argv), strays=3, outcome="canceled")
+    late = pinfold.run(argv, stdout=pinfold.PIPE, timeout=slowness)
+    check(late, strays=3)
+    obedient = pinfold.run(argv, stdout=pinfold.PIPE, timeout=slowness, grace=10)
+    assert (late.stdout, obedient.stdout) == (b"ready\n", b"ready\n")
+    assert (obedient.outcome, obedient.returncode, obedient.receipt.kill_rounds) == ("timed_out", -15, 0)
 
 
 def test_an_unprivileged_owner_kills_and_removes_what_the_command_locked(host, delegated):

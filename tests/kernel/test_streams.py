@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -166,6 +167,42 @@ def test_a_receiver_that_refuses_is_the_commands_trouble_not_the_callers(cgroup2
     assert relayed.receipt.emptied
 
 
+@pytest.mark.timeout(30)
+def test_a_pipe_that_another_writer_has_filled_meanwhile_holds_up_no_timeout(cgroup2, monkeypatch, slowness):
+    """Both saw the same room in it; whose write comes second must not block."""
+    from pinfold.runs import pipes
+
+    read, write = os.pipe()
+    other = os.open(f"/proc/self/fd/{write}", os.O_WRONLY | os.O_NONBLOCK)
+    real = pipes._write_quietly
+
+    def late(fd, data):
+        with contextlib.suppress(BlockingIOError):
+            while os.write(other, bytes(4096)):
+                pass
+        return real(fd, data)
+
+    monkeypatch.setattr(pipes, "_write_quietly", late)
+    try:
+        result = pinfold.run(["yes"], stdout=write, idle_timeout=30, timeout=0.5)
+        assert os.get_blocking(write)
+    finally:
+        for fd in (read, write, other):
+            os.close(fd)
+    assert (result.outcome, result.receipt.removed) == ("timed_out", True)
+    assert result.duration < 0.5 + 2 + 2 * slowness
+
+
+def test_a_receiver_that_refuses_is_named_in_the_result(cgroup2, tmp_path):
+    (tmp_path / "file").touch()
+    with open("/dev/full", "wb") as full, open(tmp_path / "file") as read_only:
+        disk = pinfold.run(["echo", "x"], stdout=full, idle_timeout=5)
+        mode = pinfold.run(["echo", "x"], stdout=read_only, output_limit=100)
+    assert [result.error["errno"] for result in (disk, mode)] == ["ENOSPC", "EBADF"]
+    assert [result.stdout_stream.kept for result in (disk, mode)] == [0, 0]
+    assert "No space left on device" in disk.error["message"]
+
+
 # ---- limits --------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +271,38 @@ def test_communicate_returns_though_a_write_end_was_handed_outside(cgroup2, vill
         with connection:
             for fd in socket.recv_fds(connection, 1, 4)[1]:
                 os.close(fd)
+
+
+def test_communicate_again_gives_the_same_again(cgroup2):
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), pinfold.PIPE)
+    with pinfold.start(["sh", "-c", "cat; echo err >&2"], timeout=10, **pipes) as run:
+        first = run.communicate(b"in")
+        assert first == (b"in", b"err\n")
+        assert run.communicate() == first
+        assert run.communicate(b"more") == first
+    assert run.communicate() == first
+
+
+def test_communicate_reads_nobody_elses_file_after_a_close(cgroup2, tmp_path):
+    """The number of a closed stream is soon that of another file."""
+    (tmp_path / "foreign").write_text("foreign")
+    with pinfold.start(["echo", "ours"], stdout=pinfold.PIPE, stderr=pinfold.PIPE, timeout=10) as run:
+        number, raw = run.stdout.fileno(), run.stdout.raw
+        run.stdout.close()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(open(tmp_path / "foreign")) for _ in range(20)]
+            assert number in [file.fileno() for file in files]
+            with pytest.raises(ValueError, match="closed"):
+                raw.fileno()
+            assert run.communicate() == (None, b"")
+            assert [file.read() for file in files] == ["foreign"] * 20
+
+
+def test_input_without_a_pipe_is_refused_and_the_run_goes_on(cgroup2):
+    with pinfold.start(["cat"], stdin=pinfold.DEVNULL, stdout=pinfold.PIPE, timeout=10) as run:
+        with pytest.raises(pinfold.UsageError, match="stdin"):
+            run.communicate(b"x")
+        assert run.communicate() == (b"", None)
 
 
 def test_text_mode_gives_text_streams(cgroup2):

@@ -126,12 +126,15 @@ class Cgroup:
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 return []
-        # A threaded cgroup lists its threads alone; each of them is as good as its process to a signal.
-        threads = self._hierarchy.open(directory, "cgroup.threads", os.O_RDONLY)
+        # A threaded cgroup lists its threads alone.
+        file = self._hierarchy.open(directory, "cgroup.threads", os.O_RDONLY)
         try:
-            return sorted({process_of(thread) for thread in _numbers(threads)} - {0})
+            threads = _numbers(file)
         finally:
-            os.close(threads)
+            os.close(file)
+        if not proc_is_ours():
+            return threads  # the leaders' numbers are those of their processes, the others are nobody's
+        return sorted({_process_of(thread) for thread in threads} - {0})
 
     def open_accounts(self) -> None:
         """Open the files that `read_accounts` reads, each where it exists: while the command runs, it costs no time."""
@@ -251,7 +254,15 @@ def _numbers(fd: int) -> list[int]:
     return [int(line) for line in text.split()]
 
 
-def process_of(thread: int) -> int:
+def proc_is_ours() -> bool:
+    """Whether /proc shows our own pid namespace; else its numbers are those of other processes."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())
+    except OSError:
+        return False
+
+
+def _process_of(thread: int) -> int:
     """The process that a thread belongs to (proc_pid_status(5), Tgid); 0 if it has gone."""
     try:
         with open(f"/proc/{thread}/status", encoding="utf-8", errors="replace") as file:

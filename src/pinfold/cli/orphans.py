@@ -14,6 +14,7 @@ import signal
 import time
 from typing import Final
 
+from pinfold.cgroup.group import proc_is_ours
 from pinfold.result import Stray
 from pinfold.runs import strays
 
@@ -28,7 +29,7 @@ class Orphans:
     def __init__(self) -> None:
         """Adopt from now on; not if this process came with children (`sh -c 'job & exec pinfold …'`): not ours."""
         # In a /proc of another pid namespace the numbers mean other processes.
-        self.adopting = strays.proc_is_ours() and not _have_children() and _become_subreaper()
+        self.adopting = proc_is_ours() and not _have_children() and _become_subreaper()
 
     def reap(self, main: int) -> None:
         """Collect those that have ended, but never the main process, whose status its run collects."""

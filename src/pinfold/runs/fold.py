@@ -50,8 +50,9 @@ class Fold:
     def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
         """Run a command to its end and return what is known about it; see `pinfold.run`."""
         request = Request.of(argv, **options)
-        supervision = self._supervise(request)
+        supervision = self._supervision(request)
         try:
+            self._register(supervision)
             supervision.run()
         finally:
             self._running.discard(supervision)
@@ -63,20 +64,31 @@ class Fold:
     def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
         """Start a command and return while it runs; see `pinfold.start`."""
         request = Request.of(argv, manual=True, **options)
-        return Run(request, self._supervise(request), self._running)
+        supervision = self._supervision(request)
+        try:
+            self._register(supervision)
+            return Run(request, supervision, self._running)
+        except BaseException:
+            # Out of a signal handler it may come before Run is there to catch it, or after its thread has begun.
+            if supervision.driver.acquire(blocking=False):
+                supervision.abort()
+            if supervision.ended:
+                self._running.discard(supervision)
+            raise
 
-    def _supervise(self, request: Request) -> Supervision:
+    def _supervision(self, request: Request) -> Supervision:
         if self._pid != os.getpid():
             raise Error("this fold belongs to the process that this one was forked from: open one here")
-        supervision = Supervision(
+        return Supervision(
             self._backend, request.command, request.policy, request.bounds, request.stdio, wait=request.wait
         )
+
+    def _register(self, supervision: Supervision) -> None:
         # In this order, as `close` in another thread has the opposite one: either it sees us, or we see it.
         self._running.add(supervision)
         if self._closed:
             self._running.discard(supervision)
             raise Error("this fold is closed")
-        return supervision
 
     @property
     def path(self) -> str:

@@ -39,7 +39,6 @@ class Run:
         self._pid = os.getpid()
         self.ended = threading.Event()  # set when nothing of the run is left
         self._asking = threading.Lock()  # guards _wake, which ends with the run
-        self._driver = threading.Lock()  # whoever takes it, for good, brings the run to its end
         self._wake = self._over = -1
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
@@ -59,7 +58,7 @@ class Run:
             thread.start()
         except BaseException:
             # The thread may be running, and does if the exception came late enough.
-            if self._driver.acquire(blocking=False):
+            if self._supervision.driver.acquire(blocking=False):
                 supervision.abort()
                 running.discard(supervision)
                 supervision.io.close_pipes()
@@ -82,7 +81,7 @@ class Run:
         return stream if encoding is None else io.TextIOWrapper(stream, encoding, "surrogateescape", write_through=True)
 
     def _drive(self) -> None:
-        if not self._driver.acquire(blocking=False):
+        if not self._supervision.driver.acquire(blocking=False):
             return
         try:
             try:

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 
-from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.group import Cgroup, proc_is_ours
 from pinfold.result import Stray
 
 NAMED_AT_MOST = 64  # naming costs a quarter of a millisecond each; all are counted
@@ -28,19 +28,11 @@ def freeze(cgroup: Cgroup) -> None:
         poll.poll(_FREEZE_BOUND_MS)
 
 
-def proc_is_ours() -> bool:
-    """Whether /proc shows our own pid namespace; else its numbers are those of other processes."""
-    try:
-        return os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
-
-
 def describe(pids: list[int]) -> list[Stray]:
     """Names of the first of these processes. What has gone, or cannot be read, is None: naming must not fail."""
     try:
         import psutil  # 15-25 ms, and only wanted where something strayed
-    except OSError:  # out of descriptors
+    except (OSError, ImportError):  # out of descriptors
         return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
     if not proc_is_ours():
         return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
@@ -89,6 +81,8 @@ def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> set[int]:
                 try:
                     pidfds[pid] = os.pidfd_open(pid)
                 except OSError as error:
+                    if error.errno in (errno.EINVAL, errno.ENOENT):  # a thread that is no leader
+                        continue
                     if error.errno not in (errno.EMFILE, errno.ENFILE):
                         raise
                     break  # the rest is for the next round

@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ class Supervision:
     _look_pause = _LOOK_FIRST
     _killed_at = 0.0
     _bytes_at_kill = 0
-    _end_time = 0.0
+    _start_time = _end_time = 0.0
     _starts_beside: frozenset[object] = frozenset()
 
     def __init__(self, backend: Backend, command: Command, policy: Policy, bounds: Bounds, plan: StdioPlan, *,
@@ -68,6 +69,7 @@ class Supervision:
         self.life = Lifecycle(grace=bounds.grace > 0, wait=wait)
         self.io = Stdio()
         self.wanted: deque[Callable[[], None]] = deque()  # what other threads want done in this one
+        self.driver = threading.Lock()  # whoever takes it, for good, brings a started run to its end
         self._timers: dict[Event, float] = {}
         self.accounts: dict[str, str] = {}
         self._born: list[tuple[int, int, bool]] = []
