@@ -123,7 +123,9 @@ def test_directory_of_the_caller_that_is_gone(start, tmp_path, gone):
     line = f'cd {directory} && {"rmdir " + str(directory) if gone else ":"} && exec "$@"'
     process = start("echo", "ran", before=("sh", "-c", line, "sh"))
     out, err = process.communicate(timeout=20)
-    assert (process.returncode, out, err) == (0, b"ran\n", b"")
+    # From a path with spaces pip makes `pinfold` a script of /bin/sh, which has its own word on this.
+    ours = [line for line in err.splitlines() if not line.startswith(b"sh: 0: getcwd() failed")]
+    assert (process.returncode, out, ours) == (0, b"ran\n", [])
 
 
 def test_unknown_subcommand_is_one_line():
