@@ -20,6 +20,7 @@ CHUNK: Final = 1 << 16  # a pipe's default capacity (pipe(7))
 _BURST: Final = 16  # reads at a time, so that no stream holds up the clock
 _MOST_BURSTS: Final = 4  # four times the largest pipe an ordinary user may have (pipe-max-size)
 _UNLIMITED: Final = 1 << 62
+_AT_ONCE: Final = 16  # events; Python makes room for a thousand
 _ATOMIC: Final = 4096  # PIPE_BUF: a pipe that polls writable takes this much without blocking
 
 
@@ -48,7 +49,7 @@ class Poller:
 
     def wait(self, timeout: float) -> None:
         """Wait for readiness, at most `timeout` seconds, and call the handlers."""
-        for fd, _mask in self._epoll.poll(timeout):
+        for fd, _mask in self._epoll.poll(timeout, _AT_ONCE):
             # An earlier handler of this round may have dropped it.
             if handler := self._handlers.get(fd):
                 handler()
