@@ -3,7 +3,7 @@ r"""Run a command in a cgroup v2 of its own, and see to it that nothing of it st
 >>> import pinfold
 >>> result = pinfold.run(["sh", "-c", "setsid sleep 60 & echo started"], capture_output=True, timeout=5)
 >>> result.stdout, result.outcome, result.receipt.strays
-(b'started\\n', 'exited', 1)
+(b'started\n', 'exited', 1)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -92,7 +92,7 @@ _NOT_COUNTED = Stream()
 _NOT_MEASURED = Usage()
 
 
-class Result:
+class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
     """A finished run; a superset of `subprocess.CompletedProcess`.
 
     `returncode` is negative for a signal, and None if there is none: nothing was started, or the host program took
@@ -102,25 +102,8 @@ class Result:
     """
 
     __slots__ = (
-        "_usage",
-        "args",
-        "argv",
-        "duration",
-        "error",
-        "events",
-        "guarantee",
-        "limit_hit",
-        "limits",
-        "outcome",
-        "pid",
-        "placement",
-        "receipt",
-        "returncode",
-        "run_id",
-        "started_at",
-        "stderr",
-        "stderr_stream",
-        "stdout",
+        "_usage", "args", "argv", "duration", "error", "events", "guarantee", "limit_hit", "limits", "outcome", "pid",
+        "placement", "receipt", "returncode", "run_id", "started_at", "stderr", "stderr_stream", "stdout",
         "stdout_stream",
     )  # fmt: skip
 
@@ -218,11 +201,8 @@ class Result:
         return json.dumps(self.to_dict(), indent=indent)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Result) and all(
-            getattr(self, name) == getattr(other, name) for name in (*self.__slots__[:-1], "usage")
-        )
-
-    __hash__ = None  # type: ignore[assignment]  # it can be changed
+        names = ("usage" if name == "_usage" else name for name in self.__slots__)
+        return isinstance(other, Result) and all(getattr(self, name) == getattr(other, name) for name in names)
 
     def __repr__(self) -> str:
         return (

@@ -67,8 +67,6 @@ def size(value: object, what: str = "size") -> int:
 
 def span(value: object, what: str = "time") -> float:
     """Seconds from a number, a timedelta, or text such as "90", "500ms", "1min 30s". "infinity" is math.inf."""
-    if type(value) in (int, float) and 0 <= value <= _MAX_SECONDS:  # type: ignore[operator]  # the common case
-        return float(value)  # type: ignore[arg-type]
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # An int can be larger than any float; it is refused below all the same.
         seconds = (

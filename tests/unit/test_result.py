@@ -106,6 +106,21 @@ def test_the_start_is_utc_with_microseconds_whatever_the_time_zone(monkeypatch, 
     assert a_result(started_at=seconds).to_dict()["started_at"] == text
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stdout_stream": Stream(1, 1)},
+        {"stderr_stream": Stream(1, 1)},
+        {"usage": Usage(1)},
+        {"run_id": "x"},
+        {"args": ()},
+    ],
+)
+def test_results_are_equal_by_what_they_say(changes):
+    assert a_result() == a_result(usage=Usage)  # parsed or not
+    assert a_result() != a_result(**changes)
+
+
 def test_two_results_share_no_record():
     one, two = a_result(), a_result()
     one.events["oom"] = 1

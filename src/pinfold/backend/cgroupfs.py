@@ -54,8 +54,10 @@ class CgroupfsBackend:
         self.path = self._base.path
         try:
             self.signed = owner.sign(self._base.dir)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, OSError):
+                raise CgroupError("setxattr", self.path, error) from error
             raise
 
     def scope(self) -> Scope:
