@@ -334,11 +334,28 @@ class _Interrupt(BaseException):
     """What a signal handler raises."""
 
 
+def _raise(_number, _frame) -> None:
+    raise _Interrupt
+
+
+def _interrupted(after: float, act, odd: list[str]) -> bool:
+    """Whether `act` was cut short by the signal that comes `after` so many seconds; `odd` gets any other exception."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(1e-6, after))
+        act()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except _Interrupt:
+        return True
+    except BaseException as error:
+        odd.append(repr(error))
+    finally:
+        with contextlib.suppress(_Interrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    return False
+
+
 def interrupts(count: str):
     """An exception from a signal handler, at moments spread over a run's whole life."""
-
-    def raise_(_number, _frame) -> None:
-        raise _Interrupt
 
     fold = pinfold.Fold()
     argv = ["sh", "-c", "setsid sleep 60 & echo"]
@@ -346,21 +363,11 @@ def interrupts(count: str):
     for _ in range(3):
         fold.run(argv, capture_output=True)
     span = (time.monotonic() - begin) / 3 * 1.2
-    signal.signal(signal.SIGALRM, raise_)
+    signal.signal(signal.SIGALRM, _raise)
     interrupted, slow, left, odd = 0, [], [], []
     for at in range(int(count)):
         begin = time.monotonic()
-        try:
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, span * at / int(count)))
-            fold.run(argv, capture_output=True)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except _Interrupt:
-            interrupted += 1
-        except BaseException as error:
-            odd.append(repr(error))
-        finally:
-            with contextlib.suppress(_Interrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0)
+        interrupted += _interrupted(span * at / int(count), lambda: fold.run(argv, capture_output=True), odd)
         if (took := time.monotonic() - begin) > 2:
             slow.append(round(took, 1))
         if there := children():
@@ -380,9 +387,6 @@ def interrupts(count: str):
 
 def interrupts_start(count: str):
     """The same for `start`: at moments spread over the time until it returns."""
-
-    def raise_(_number, _frame) -> None:
-        raise _Interrupt
 
     odd = []
     threading.excepthook = lambda thread: odd.append(repr(thread.exc_value))
@@ -404,19 +408,9 @@ def interrupts_start(count: str):
     settled()
     gc.collect()
     before, interrupted, stuck = fds(), 0, 0
-    signal.signal(signal.SIGALRM, raise_)
+    signal.signal(signal.SIGALRM, _raise)
     for at in range(int(count)):
-        try:
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, span * at / int(count)))
-            start()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        except _Interrupt:
-            interrupted += 1
-        except BaseException as error:
-            odd.append(repr(error))
-        finally:
-            with contextlib.suppress(_Interrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0)
+        interrupted += _interrupted(span * at / int(count), start, odd)
         stuck += not settled()
     end = time.monotonic() + 5
     while threading.active_count() > 1 and time.monotonic() < end:

@@ -202,7 +202,7 @@ def test_the_random_machine_finds_a_wrong_table_by_itself(monkeypatch):
     row = (State.RUNNING, Event.TIMED_OUT)
     wrong = {**table(grace=False, wait=False), row: CLOSE_FIRST[row]}
     monkeypatch.setattr(lifecycle, "table", lambda **_options: wrong)
-    search = settings(TestAnyOrder.settings, max_examples=500, phases=[Phase.generate], report_multiple_bugs=False)
+    search = settings(TestAnyOrder.settings, max_examples=20_000, phases=[Phase.generate], report_multiple_bugs=False)
     with pytest.raises(LawBroken, match="CLOSE before KILL"):
         run_state_machine_as_test(AnyOrder, settings=search)
 

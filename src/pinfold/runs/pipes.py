@@ -59,18 +59,35 @@ class Poller:
         self._epoll.close()
 
 
-class Capture:
+class _End:
+    """An fd of ours: one end of a pipe, watched by a poller from `watch` on."""
+
+    __slots__ = ("_poller", "fd")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._poller: Poller | None = None
+
+    def close(self) -> None:
+        """Let go of it; once more is no harm."""
+        if self.fd >= 0:
+            if self._poller is not None:
+                self._poller.drop(self.fd)
+            fd, self.fd = self.fd, -1  # before it is closed: an exception in between must not close it twice
+            os.close(fd)
+
+
+class Capture(_End):
     """Reads a stream and keeps it: all of it, or with a limit its head and its tail, one half each.
 
     What is over the limit is read and dropped, so the command is never blocked by it, and every byte is counted.
     """
 
-    __slots__ = ("_at", "_head", "_head_room", "_poller", "_ring", "_ring_room", "count", "done", "fd", "limit",
-                 "on_bytes")  # fmt: skip
+    __slots__ = ("_at", "_head", "_head_room", "_ring", "_ring_room", "count", "done", "limit", "on_bytes")
 
     def __init__(self, fd: int, limit: int | None) -> None:
-        self.fd, self.limit = fd, limit
-        self._poller: Poller | None = None
+        super().__init__(fd)
+        self.limit = limit
         self.count, self.done = 0, False
         self.on_bytes: Callable[[], None] | None = None
         # Grows by mremap(2) and hands its buffer out: a list of chunks to join would copy everything twice.
@@ -144,28 +161,19 @@ class Capture:
         tail = bytes(ring[:written]) if written < len(ring) else bytes(ring[at:]) + bytes(ring[:at])
         return head + tail[max(0, len(tail) - self._ring_room) :]
 
-    def close(self) -> None:
-        """Stop reading. Nothing more arrives in `data`."""
-        if self.fd >= 0:
-            if self._poller is not None:
-                self._poller.drop(self.fd)
-            fd, self.fd = self.fd, -1
-            os.close(fd)
 
-
-class Relay:
+class Relay(_End):
     """Reads a stream and writes it to `out`, a dup of the caller's fd, which stays blocking: it may be shared.
 
     With a limit the first `limit` bytes are passed on. While the receiver does not take them nothing more is read,
     so the command is blocked as it would be by the receiver itself, and our clock runs on.
     """
 
-    __slots__ = ("_out", "_out_poll", "_pending", "_poller", "count", "done", "error", "fd", "kept", "limit",
-                 "on_bytes")  # fmt: skip
+    __slots__ = ("_out", "_out_poll", "_pending", "count", "done", "error", "kept", "limit", "on_bytes")
 
     def __init__(self, fd: int, out: int, limit: int | None) -> None:
-        self.fd, self._out, self.limit = fd, out, limit
-        self._poller: Poller | None = None
+        super().__init__(fd)
+        self._out, self.limit = out, limit
         self.count = self.kept = 0
         self.done = False
         self.error: OSError | None = None  # why the receiver did not take the rest, unless it went away
@@ -260,25 +268,22 @@ class Relay:
 
     def close(self) -> None:
         """Stop reading and let go of the receiver."""
-        if self.fd >= 0:
-            if self._poller is not None:
-                self._poller.drop(self.fd)
-                self._poller.drop(self._out)
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+        super().close()
         if self._out >= 0:
+            if self._poller is not None:
+                self._poller.drop(self._out)
             out, self._out = self._out, -1
             os.close(out)
 
 
-class Feed:
+class Feed(_End):
     """Writes a command's input. A command that stops reading is no error."""
 
-    __slots__ = ("_left", "_poller", "fd")
+    __slots__ = ("_left",)
 
     def __init__(self, fd: int, data: bytes) -> None:
-        self.fd, self._left = fd, memoryview(data)
-        self._poller: Poller | None = None
+        super().__init__(fd)
+        self._left = memoryview(data)
 
     def watch(self, poller: Poller) -> None:
         """Begin; with no input the stream is closed at once."""
@@ -302,12 +307,8 @@ class Feed:
 
     def close(self) -> None:
         """Close the command's input."""
-        if self.fd >= 0:
-            if self._poller is not None:
-                self._poller.drop(self.fd)
-            fd, self.fd = self.fd, -1
-            os.close(fd)
-            self._left = memoryview(b"")
+        super().close()
+        self._left = memoryview(b"")
 
 
 _PIPE_SIGNAL: Final = frozenset({signal.SIGPIPE})
