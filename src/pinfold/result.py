@@ -28,13 +28,18 @@ class Pressure(NamedTuple):
     cpu_some_usec: int | None = None
     memory_full_usec: int | None = None
     io_full_usec: int | None = None
+    memory_some_usec: int | None = None
+    io_some_usec: int | None = None
 
 
 class Usage(NamedTuple):
     """What the whole tree used, read from the cgroup after its last process was gone.
 
-    Times in microseconds, sizes in bytes, under the names of cpu.stat, memory.peak, pids.peak and io.stat.
-    None: this host does not tell (no such controller, or an older kernel).
+    Times in microseconds, sizes in bytes, under the names of cpu.stat, memory.peak, memory.swap.peak, pids.peak and
+    io.stat. `memory_anon`, `_file`, `_shmem` and `_kernel` are the parts of its memory (memory.stat) at the fullest
+    moment that we looked, ten times a second: the kernel keeps no peaks of them. `cpu_throttled_*`: how long, and in how
+    many periods, `cpu_max` held it back. None: this host does not tell (no such controller, an older kernel, or a run
+    too short to be looked at).
     """
 
     cpu_usage_usec: int | None = None
@@ -45,6 +50,13 @@ class Usage(NamedTuple):
     io_rbytes: int | None = None
     io_wbytes: int | None = None
     pressure: Pressure = Pressure()
+    memory_swap_peak: int | None = None
+    memory_anon: int | None = None
+    memory_file: int | None = None
+    memory_shmem: int | None = None
+    memory_kernel: int | None = None
+    cpu_throttled_usec: int | None = None
+    cpu_throttled_periods: int | None = None
 
 
 class Stray(NamedTuple):
@@ -80,12 +92,35 @@ class Receipt(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where it ran. `entry`: born in its cgroup by `clone3`, or moved there by a write to `cgroup.procs`."""
+    """Where it ran. `entry`: born in its cgroup by `clone3`, or moved there by a write to `cgroup.procs`.
+
+    `unit`: the systemd scope that it belongs to. `why`: why this backend, where it was `auto` that chose.
+    """
 
     backend: str
     cgroup: str
     unit: str | None = None
     entry: Literal["clone3", "cgroup.procs"] | None = None
+    why: str | None = None
+
+
+class Events(NamedTuple):
+    """What its limits did. None: this host does not tell.
+
+    `oom` and `pids_max`: how often the limit was hit (memory.events, pids.events), `oom_kill`: how many of its
+    processes the kernel killed for want of memory, and `oom_by` whose limit that was: the run's `own`, one `below`
+    that the command set itself, an `ancestor`'s (a tenant's slice), or the `host`'s whole memory; `oom_cgroup` is the
+    cgroup that was full, `oom_process` the pid and the name of the process that the kernel chose last. `stall`: it was
+    the stall guard that ended it.
+    """
+
+    oom: int | None = None
+    oom_kill: int | None = None
+    pids_max: int | None = None
+    oom_by: Literal["own", "below", "ancestor", "host"] | None = None
+    oom_cgroup: str | None = None
+    oom_process: dict[str, Any] | None = None
+    stall: bool = False
 
 
 _NOT_COUNTED = Stream()
@@ -98,7 +133,8 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
     `returncode` is negative for a signal, and None if there is none: nothing was started, or the host program took
     the status away (outcome `lost`). `stdout` and `stderr` are None unless captured; what was written to them is
     counted in `stdout_stream` and `stderr_stream`. `duration` is in seconds, `started_at` in seconds since 1970.
-    `limit_hit` is the time limit, in seconds, that ended it.
+    `limit_hit` is the time limit, in seconds, that ended it. `events`: see Events. `limits` has three tables: `asked`,
+    `applied` as the kernel read them back, and `missing`, the reasons for those that a best effort did without.
     """
 
     __slots__ = (
@@ -128,6 +164,8 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
         guarantee: Guarantee,
         error: dict[str, Any] | None = None,
         limit_hit: float | None = None,
+        events: Events | None = None,
+        limits: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         self.args = args
         self.outcome: Outcome = outcome
@@ -142,8 +180,8 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
         self.stdout_stream = stdout_stream
         self.stderr_stream = stderr_stream
         self._usage = usage
-        self.events: dict[str, int | None] = {"oom": None, "oom_kill": None, "pids_max": None}
-        self.limits: dict[str, dict[str, Any]] = {"asked": {}, "applied": {}}
+        self.events = (events or Events())._asdict()
+        self.limits = limits or {"asked": {}, "applied": {}, "missing": {}}
         self.receipt = receipt
         self.placement = placement
         self.guarantee: Guarantee = guarantee

@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.oom import CgroupsAbove
+from pinfold.cgroup.tree import Place
 from pinfold.result import Placement
+
+if TYPE_CHECKING:
+    from pinfold.limits import Limits
+
+
+class Asked(NamedTuple):
+    """What a run wants of its home.
+
+    `controllers`: those that its limits need. `unit`: a unit of its own by this name; `description`: the words for it.
+    """
+
+    limits: Limits | None = None
+    controllers: frozenset[str] = frozenset()
+    unit: str | None = None
+    description: str = ""
+
+
+class Warden(Protocol):
+    """Who keeps a systemd scope for us, and ends when the manager takes it away."""
+
+    @property
+    def fd(self) -> int:
+        """Readable once it has ended."""
+        ...
+
+    def revoked(self) -> bool:
+        """Whether the scope has been stopped from outside, or is being stopped."""
+        ...
+
+    def release(self) -> None:
+        """Let go of the scope; twice is no harm."""
+        ...
 
 
 class Scope(NamedTuple):
-    """The home of one run: its cgroup, and where that is in the words of the Result."""
+    """The home of one run: its cgroup, and where that is in the words of the Result.
+
+    `place`: the cgroup that it was made in. `controllers`: what it has. `above`: the cgroups over it, if there is a
+    memory controller; `own_unit`: the path of the one of them that is of this run alone and carries its limits too.
+    """
 
     run_id: str
     cgroup: Cgroup
     placement: Placement
+    place: Place
+    controllers: frozenset[str]
+    above: CgroupsAbove | None = None
+    warden: Warden | None = None
+    own_unit: str | None = None
 
 
 class Backend(Protocol):
@@ -22,12 +65,16 @@ class Backend(Protocol):
     path: str
     signed: bool  # the base cgroup carries our owner record
 
-    def scope(self) -> Scope:
-        """The cgroup of one run, never used before."""
+    def scope(self, asked: Asked) -> Scope:
+        """The cgroup of one run, never used before, with the controllers it needs as far as this host has them."""
         ...
 
     def prepare(self) -> None:
         """Called while a command runs: a good moment to make the next cgroup."""
+        ...
+
+    def give_back(self, scope: Scope) -> None:
+        """The run is over and its cgroup removed; what was made for it alone goes as well."""
         ...
 
     def kill(self) -> None:

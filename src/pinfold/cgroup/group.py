@@ -154,6 +154,32 @@ class Cgroup:
                 continue
         return texts
 
+    def set(self, file: str, text: str) -> str:
+        """Write one of its files, and return what the kernel says it holds now. Raises CgroupError."""
+        name = f"{self.path}/{file}"
+        try:
+            fd = self._hierarchy.open(self.dir, file, os.O_RDWR)
+        except OSError as error:
+            raise CgroupError("open", name, error, text) from error
+        try:
+            write(fd, name, text)
+            return reread(fd)
+        finally:
+            os.close(fd)
+
+    def read(self, file: str) -> str | None:
+        """The text of one of its files; None if there is no such file, or it cannot be read."""
+        try:
+            fd = self._hierarchy.open(self.dir, file, os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            return reread(fd)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
     def cpu_usec(self) -> int:
         """CPU time of the tree so far, in microseconds (cpu.stat, with or without the cpu controller)."""
         return flat_keyed(reread(self._fds["cpu.stat"])).get("usage_usec", 0)

@@ -86,8 +86,13 @@ def _read(path: str) -> str:
 
 def own_place() -> Place:
     """The cgroup this process is in. Raises NoCgroup2."""
+    return place_of("self")
+
+
+def place_of(pid: int | str) -> Place:
+    """The cgroup that a process is in. Raises NoCgroup2, and OSError if there is no such process."""
     found = mounts(_read("/proc/self/mountinfo"))
-    path = own_path(_read("/proc/self/cgroup"))
+    path = own_path(_read(f"/proc/{pid}/cgroup"))
     if not found or path is None:
         raise NoCgroup2("cgroup v2", "not mounted", _MOUNT_FIX)
     # A later mount covers an earlier one at the same point; so may one of another kind.
@@ -109,13 +114,12 @@ def _is_on(directory: str, device: int) -> bool:
         return False
 
 
-def _upwards(place: Place) -> Iterator[Place]:
+def above(place: Place) -> Iterator[Place]:
+    """The cgroups above one, as far up as the mount shows them."""
     directory, path = place.directory, place.path
-    while True:
-        yield Place(directory=directory, path=path, hierarchy=place.hierarchy)
-        if path in ("/", "") or not os.path.exists(os.path.join(os.path.dirname(directory), "cgroup.procs")):
-            return
+    while path not in ("/", "") and os.path.exists(os.path.join(os.path.dirname(directory), "cgroup.procs")):
         directory, path = os.path.dirname(directory), os.path.dirname(path)
+        yield Place(directory=directory, path=path, hierarchy=place.hierarchy)
 
 
 def may_make_cgroups(directory: str) -> bool:
@@ -126,7 +130,7 @@ def may_make_cgroups(directory: str) -> bool:
 def delegated_place() -> Place:
     """The nearest cgroup, from our own upwards, that we may make cgroups in. Raises NoCgroup2, NotDelegated."""
     own = own_place()
-    for place in _upwards(own):
+    for place in (own, *above(own)):
         if may_make_cgroups(place.directory):
             return place
     raise NotDelegated(

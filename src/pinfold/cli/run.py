@@ -24,6 +24,16 @@ from pinfold.runs.fold import Fold
 TIMED_OUT: Final = 124
 FAILED: Final = 125
 _KILLED: Final = 128 + 9
+# Options that are limits, and the limits' own names.
+_LIMITS: Final = {
+    "memory": "memory_max",
+    "swap": "memory_swap_max",
+    "oom_group": "memory_oom_group",
+    "pids": "pids_max",
+    "cpus": "cpu_max",
+    **{name: name for name in ("memory_high", "memory_low", "cpu_weight", "cpuset_cpus", "cpuset_mems")},
+    **{name: name for name in ("io_max", "io_weight", "hugetlb")},
+}
 _TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
 
 
@@ -33,19 +43,33 @@ _TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
 @click.option("-s", "--signal", "stop_signal", default="TERM", metavar="SIG", help="The signal; TERM by default.")
 @click.option("--idle-timeout", metavar="TIME", help="End it when it has written nothing for this long.")
 @click.option("--cpu-timeout", metavar="TIME", help="End it when its processes have used this much CPU time.")
-@click.option("--memory", metavar="SIZE", help="Most memory, such as 64M (not available yet).")
-@click.option("--pids", metavar="N", help="Most processes (not available yet).")
-@click.option("--cpus", metavar="N", type=float, help="Most CPUs, such as 1.5 (not available yet).")
+@click.option("--memory", metavar="SIZE", help="Most memory: 64M, 50%. At the limit all of it is killed.")
+@click.option("--memory-high", metavar="SIZE", help="Slow it down above this much memory.")
+@click.option("--memory-low", metavar="SIZE", help="Take none away from it below this much memory.")
+@click.option("--swap", metavar="SIZE", help="Most swap; 0 for none.")
+@click.option("--oom-group/--no-oom-group", default=None, help="Kill all of it at its memory limit, or only some.")
+@click.option("--stall-timeout", metavar="TIME", help="End it when it was stuck at its memory limit for this long.")
+@click.option("--pids", metavar="N", help="Most processes and threads.")
+@click.option("--cpus", metavar="N", help="Most CPUs' worth of time, such as 1.5.")
+@click.option("--cpu-weight", metavar="N", help="Its share of a busy CPU, 1 to 10000; 100 is usual.")
+@click.option("--cpuset-cpus", metavar="LIST", help="Only these CPUs, such as 0-3,8.")
+@click.option("--cpuset-mems", metavar="LIST", help="Only memory of these NUMA nodes.")
+@click.option("--io-max", multiple=True, metavar="'DEV KEY=N…'", help="Most IO: rbps, wbps, riops, wiops of a device.")
+@click.option("--io-weight", metavar="N", help="Its share of a busy device, 1 to 10000; 100 is usual.")
+@click.option("--hugetlb", multiple=True, metavar="PAGE=SIZE", help="Most huge pages, such as 2MB=64M.")
+@click.option("--rlimit", multiple=True, metavar="NAME=N[:N]", help="nofile nproc fsize core stack as, each process.")
 @click.option("-p", "--property", "properties", multiple=True, metavar="NAME=VALUE", help="A limit by systemd's name.")
+@click.option("--best-effort", is_flag=True, help="Run without the limits that this host cannot set.")
 @click.option("-E", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set, or pass on, a variable.")
 @click.option("--clear-env", is_flag=True, help="Start from an empty environment.")
 @click.option("-C", "--chdir", metavar="DIR", help="Run it there.")
 @click.option("--user", metavar="USER", help="Run it as this user, with its groups (root only).")
 @click.option("--strays", type=click.Choice(["kill", "wait"]), default="kill", help="What its descendants get.")
 @click.option("--output-limit", metavar="SIZE", help="End it when it has written more than this to a stream.")
-@click.option(
-    "--backend", type=click.Choice(["auto", "cgroupfs", "systemd"]), default="auto", help="Who makes cgroups."
-)
+@click.option("--backend", type=click.Choice(["auto", "cgroupfs", "systemd"]), default="auto", envvar="PINFOLD_BACKEND",
+              show_envvar=True, help="Who makes cgroups.")  # fmt: skip
+@click.option("--unit", metavar="NAME", help="A systemd scope of its own by this name, its limits as properties.")
+@click.option("--slice", "slice_name", metavar="NAME", help="The slice of its scope; pinfold.slice by default.")
 @click.option("--profile", type=click.Choice(["plain", "hardened"]), default="plain", help="How it is confined.")
 @click.option("--result", "result_file", metavar="FILE", help="Write the Result there, as JSON.")
 @click.option("--result-fd", type=int, metavar="N", help="Write the Result to this open descriptor.")
@@ -56,14 +80,15 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
     """Run ARGV in a cgroup of its own. When it has ended, or a limit was hit, nothing of it is left.
 
     Its stdout and stderr are ours. Exit status: the command's own; 124 a time limit; 125 pinfold failed; 126 it cannot
-    be executed; 127 it was not found; 128+N signal N (137 also for the output limit).
+    be executed; 127 it was not found; 128+N signal N (137 also for the memory limit and the output limit).
     """
     if not argv:
         raise UsageError("there is no command to run (see 'pinfold run --help')")
     arguments = _arguments(options)
     write_result = _result_writer(options["result_file"], options["result_fd"])
     try:
-        result, ended_by = _supervised(list(argv), options["backend"], arguments)
+        place = {"backend": options["backend"], "slice": options["slice_name"]}
+        result, ended_by = _supervised(list(argv), place, arguments)
     except SpawnError as error:
         complain(words.why_not_started(error))
         if error.result is not None:
@@ -75,13 +100,13 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
     return exit_status(result, ended_by)
 
 
-def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tuple[Result, int | None]:
+def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple[Result, int | None]:
     shared = on_terminal()
     policy = arguments.pop("policy")
     orphans = Orphans()  # before the signals, which may bring a child of ours (witness.py)
     signals = Signals(shared_group=shared)
     try:
-        with as_found(), Fold(backend=backend, spare=False) as fold:
+        with as_found(), Fold(**place, move_caller=True, spare=False) as fold:
             policy = Policy(**policy, new_session=not shared, keep_ignored=signals.ignored)
             run = fold.start(argv, policy=policy, **arguments)
             signals.attend(run, lambda: orphans.reap(run.pid))
@@ -94,11 +119,6 @@ def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tup
 
 def _arguments(options: dict[str, Any]) -> dict[str, Any]:
     """From options to the library's arguments; everything is checked before anything is made."""
-    asked = limits.from_properties(list(options["properties"]))
-    for option, field in (("memory", "memory_max"), ("pids", "pids_max"), ("cpus", "cpu_max")):
-        if options[option] is not None:
-            asked[field] = options[option]
-    Limits(**asked).require_none()
     return {
         "timeout": _span(options["timeout"], "--timeout"),
         "grace": units.span(options["grace"] or 0, "--grace"),
@@ -110,8 +130,30 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "user": options["user"],
         "strays": options["strays"],
         "output_limit": _size(options["output_limit"], "--output-limit"),
+        "limits": _limits(options),
+        "stall_timeout": _span(options["stall_timeout"], "--stall-timeout"),
+        "unit": options["unit"],
         "policy": {"profile": options["profile"], "output_exceeded": "kill"},
     }
+
+
+def _limits(options: dict[str, Any]) -> Limits | None:
+    """Those of the options, and those of systemd's names."""
+    asked: dict[str, Any] = {
+        field: options[option] for option, field in _LIMITS.items() if options[option] not in (None, ())
+    }
+    for setting in options["rlimit"]:
+        name, equals, value = setting.partition("=")
+        if not equals or name not in RLIMITS:
+            raise UsageError(f"--rlimit {setting}: expected NAME=N, with one of {', '.join(RLIMITS)}")
+        asked[name] = value
+    for field, value in from_properties(list(options["properties"])).items():
+        if field in asked:
+            raise UsageError(f"{field} is asked for twice: by an option of its own and by --property; say which")
+        asked[field] = value
+    if not asked:
+        return None
+    return Limits.of({**asked, "requirement": "best_effort" if options["best_effort"] else "required"})
 
 
 def _span(text: str | None, option: str) -> float | None:
@@ -195,7 +237,7 @@ def exit_status(result: Result, ended_by: int | None = None) -> int:
     """The exit status for a Result; `ended_by` is the signal to us that made us cancel it."""
     if result.outcome in _TIME_OUTCOMES:
         return TIMED_OUT
-    if result.outcome == "output_exceeded":
+    if result.outcome in ("output_exceeded", "oom_killed"):
         return _KILLED
     if result.outcome == "canceled" and ended_by is not None:
         return 128 + ended_by

@@ -12,7 +12,7 @@ _NAMED_IN_THE_LINE = 8
 def the_line(result: Result) -> str | None:
     """What ended it, after how long, what was killed; None for a plain exit that left nothing behind."""
     what, receipt = _ending(result), result.receipt
-    parts = []
+    parts = [] if result.outcome == "oom_killed" else _memory_kills(result)
     if receipt.strays:
         parts.append(f"killed {_count(receipt.strays, 'stray')}: {_names(receipt.stray_processes, receipt.strays)}")
     if receipt.escaped_processes:
@@ -48,10 +48,39 @@ def _ending(result: Result) -> str | None:
             return f"used its CPU time{hit}"
         case "output_exceeded":
             return "wrote more than its output limit"
+        case "oom_killed" if result.events["stall"]:
+            return f"killed, as it was stuck at its memory limit{_limit(result)}"
+        case "oom_killed":
+            return f"killed at its memory limit{_limit(result)}{_victim(result)}"
         case "canceled":
             return "canceled"
         case _:
             return f"ended as {result.outcome}" + (f": {result.error['message']}" if result.error else "")
+
+
+def _limit(result: Result) -> str:
+    limit = result.limits["applied"].get("memory_max")
+    return f" ({readable_size(limit)})" if isinstance(limit, int) else ""
+
+
+def _victim(result: Result) -> str:
+    process = result.events["oom_process"]
+    return f", in {safe(process['comm'])} ({process['pid']})" if process else ""
+
+
+def _memory_kills(result: Result) -> list[str]:
+    """What the kernel killed of it for want of memory, where that is not how it ended, or not for its own limit."""
+    events = result.events
+    if not events["oom_kill"]:
+        return []
+    whose = {
+        "own": f"at its memory limit{_limit(result)}",
+        "below": "at a memory limit that it set itself",
+        "ancestor": f"at the memory limit of {events['oom_cgroup']}, not at one of its own",
+        "host": "as the host was out of memory",
+        None: "for want of memory, at a limit out of our sight",
+    }[events["oom_by"]]
+    return [f"the kernel killed {_count(events['oom_kill'], 'process', 'es')} of it {whose}{_victim(result)}"]
 
 
 def _count(n: int, word: str, plural: str = "s") -> str:
@@ -85,14 +114,20 @@ def details(result: Result) -> list[str]:
         _count(receipt.kill_rounds, "kill round"),
         *([] if kill is None else [f"empty {readable_span(kill / 1e6)} after the kill"]),
     ]
+    place = result.placement
     lines = [
-        f"run {result.run_id} in {result.placement.cgroup} ({result.placement.backend}, {result.guarantee})",
+        f"run {result.run_id} in {place.cgroup} ({place.backend}{f', {place.unit}' if place.unit else ''}, "
+        f"{result.guarantee})",
+        *([f"backend {place.backend}: {place.why}"] if place.why else []),
         f"receipt: {', '.join(cleaned)}",
     ]
     lines += [
         f"  {stray.pid} (parent {stray.ppid}, session {stray.sid}): {safe(' '.join(stray.argv or [stray.comm or '?']))}"
         for stray in [*receipt.stray_processes, *receipt.escaped_processes]
     ]
+    if result.limits["asked"]:
+        lines.append(f"limits in force: {', '.join(f'{k} {v}' for k, v in result.limits['applied'].items()) or 'none'}")
+        lines += [f"limit {name} NOT in force: {reason}" for name, reason in result.limits["missing"].items()]
     figures = {
         "cpu": _span(usage.cpu_usage_usec),
         "user": _span(usage.cpu_user_usec),

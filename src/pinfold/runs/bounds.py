@@ -17,10 +17,14 @@ REMOVE_BOUND: Final = 1.0  # rmdir may trail `populated 0` (from Linux 6.19)
 
 
 class Bounds(NamedTuple):
-    """The limits on a run's time, in seconds; infinite: none. `signal` is sent when one is hit, if there is a grace."""
+    """The limits on a run's time, in seconds; infinite: none. `signal` is sent when one is hit, if there is a grace.
+
+    `stall`: how long it may be stuck at its memory limit.
+    """
 
     timeout: float = INFINITY
     grace: float = 0.0
     idle: float = INFINITY
     cpu: float = INFINITY
     signal: int = signal.SIGTERM
+    stall: float = INFINITY

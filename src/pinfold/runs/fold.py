@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, Literal, Self, Unpack
+from typing import Final, Self, TypedDict, Unpack
 
 from pinfold.backend import Backend
-from pinfold.backend.cgroupfs import CgroupfsBackend
-from pinfold.errors import Error, Unsupported, UsageError
+from pinfold.backend.auto import Name as BackendName
+from pinfold.backend.auto import open_backend
+from pinfold.errors import Error, UsageError
 from pinfold.result import Result
 from pinfold.runs.report import report
 from pinfold.runs.request import Argument, Options, Request
@@ -23,22 +24,30 @@ from pinfold.runs.supervision import Supervision
 _CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed
 _CLOSE_LOOK: Final = 0.001
 
-BackendName = Literal["auto", "cgroupfs", "systemd"]
-
-
 class Fold:
     """An executor: a base cgroup, below which each run gets a cgroup of its own. A context manager.
 
-    Threads may share one; a forked child must open its own. Raises NoCgroup2 or NotDelegated where this host, or this
-    user, has no place for cgroups. `spare`: keep one cgroup made ahead for the next run.
+    Threads may share one; a forked child must open its own.
+
+    backend: who makes the cgroups. "cgroupfs": we do. "systemd": one delegated scope for the fold, from the system
+        manager for root and the user manager for others. "auto": systemd where it runs and may be used, else cgroupfs;
+        `Placement.why` has the reason.
+    slice: the slice for scopes, such as a tenant's; by default pinfold.slice.
+    scope_per_run: each run gets a scope of its own, with its limits as properties, to be seen in `systemctl status`.
+    move_caller: this process may be moved, where the rules of delegation leave no other way: out of a login session
+        into the fold's scope; with the other processes of its cgroup to a leaf, where that cgroup has to give
+        controllers to the runs. Nothing else ever moves it.
+    spare: keep one cgroup made ahead for the next run.
+
+    Raises NoCgroup2, NotDelegated or NoSystemd where this host, or this user, has no place for cgroups; UnitError
+    where systemd refuses the scope.
     """
 
-    def __init__(self, *, backend: BackendName = "auto", spare: bool = True) -> None:
-        if backend == "systemd":
-            raise Unsupported("backend systemd", "not available yet", "use the backend cgroupfs")
-        if backend not in ("auto", "cgroupfs"):
-            raise UsageError(f"backend {backend!r}: known are auto, cgroupfs and systemd")
-        self._backend: Backend = CgroupfsBackend(spare=spare)
+    def __init__(self, *, backend: BackendName = "auto", slice: str | None = None, scope_per_run: bool = False,
+                 move_caller: bool = False, spare: bool = True) -> None:  # fmt: skip
+        self._backend: Backend = open_backend(
+            backend, spare=spare, slice_name=slice, scope_per_run=scope_per_run, move_caller=move_caller
+        )
         self._closed = False
         self._pid = os.getpid()
         self._running: set[Supervision] = set()  # each in a thread of its own, or its caller's
@@ -79,9 +88,7 @@ class Fold:
     def _supervision(self, request: Request) -> Supervision:
         if self._pid != os.getpid():
             raise Error("this fold belongs to the process that this one was forked from: open one here")
-        return Supervision(
-            self._backend, request.command, request.policy, request.bounds, request.stdio, wait=request.wait
-        )
+        return Supervision(self._backend, request)
 
     def _register(self, supervision: Supervision) -> None:
         # In this order, as `close` in another thread has the opposite one: either it sees us, or we see it.
@@ -130,16 +137,32 @@ _default: Fold | None = None
 _opening = threading.Lock()
 
 
-def default_fold() -> Fold:
-    """The fold of the module's functions: opened on first use, closed when the interpreter exits."""
+class FoldOptions(TypedDict, total=False):
+    """The arguments of Fold."""
+
+    backend: BackendName
+    slice: str | None
+    scope_per_run: bool
+    move_caller: bool
+    spare: bool
+
+
+def default_fold(**options: Unpack[FoldOptions]) -> Fold:
+    """The fold of the module's functions: opened on first use, closed when the interpreter exits.
+
+    With options it has to be the first use: `pinfold.default_fold(move_caller=True)` lets a program in a login session
+    run commands in scopes of its user manager. Raises UsageError if it is open already.
+    """
     global _default
     fold = _default
-    if fold is None:
-        with _opening:
-            if _default is None:
-                _default = Fold()
-            fold = _default
-    return fold
+    if fold is not None and not options:
+        return fold
+    with _opening:
+        if _default is not None and options:
+            raise UsageError(f"the default fold is open already: say {', '.join(options)} before the first run")
+        if _default is None:
+            _default = Fold(**options)
+        return _default
 
 
 def _after_fork() -> None:

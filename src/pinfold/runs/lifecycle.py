@@ -43,6 +43,8 @@ class Event(StrEnum):
     IDLE_TIMED_OUT = auto()
     CPU_TIMED_OUT = auto()
     OUTPUT_EXCEEDED = auto()
+    STALLED = auto()  # stuck at its memory limit
+    REVOKED = auto()  # the manager stops the unit that it is in
     CANCELED = auto()  # asked to stop: signal, grace, kill
     ABORTED = auto()  # asked to stop at once
     GRACE_OVER = auto()
@@ -75,6 +77,8 @@ _OUTCOMES: Final[dict[Event, Outcome]] = {
     Event.IDLE_TIMED_OUT: "idle_timed_out",
     Event.CPU_TIMED_OUT: "cpu_timed_out",
     Event.OUTPUT_EXCEEDED: "output_exceeded",
+    Event.STALLED: "oom_killed",
+    Event.REVOKED: "canceled",
     Event.CANCELED: "canceled",
     Event.ABORTED: "canceled",
 }
@@ -104,6 +108,8 @@ def table(*, grace: bool, wait: bool) -> dict[tuple[State, Event], Step]:
         (s.STOPPING, e.GRACE_OVER): kill,
         (s.STOPPING, e.ABORTED): kill,
         (s.STOPPING, e.OUTPUT_EXCEEDED): kill,
+        (s.STOPPING, e.STALLED): kill,
+        (s.STOPPING, e.REVOKED): kill,
         (s.KILLING, e.STILL_POPULATED): (s.KILLING, (a.KILL_EACH,)),
         (s.KILLING, e.EMPTY): drain,
         (s.KILLING, e.GAVE_UP): (s.DRAINING, (a.NAME_STUCK, a.DRAIN)),
@@ -111,7 +117,8 @@ def table(*, grace: bool, wait: bool) -> dict[tuple[State, Event], Step]:
         (s.DRAINING, e.DRAIN_OVER): (s.ENDED, (a.NAME_HELD, *_FINISH)),
     }
     for cause in CAUSES:
-        out[s.RUNNING, cause] = kill if cause is e.ABORTED else stop
+        # Whoever is stuck for memory cannot answer a signal; and systemd has sent its own before it revokes.
+        out[s.RUNNING, cause] = kill if cause in (e.ABORTED, e.STALLED, e.REVOKED) else stop
         # Before it is running there is nothing to be gentle with.
         out[s.NEW, cause] = out[s.STARTING, cause] = kill
     return out
@@ -146,16 +153,18 @@ class Lifecycle:
         """From another thread that kills the run without asking it: for the outcome, if it had none."""
         self.cause = self.cause or Event.ABORTED
 
-    def outcome(self, returncode: int | None) -> Outcome:
+    def outcome(self, returncode: int | None, *, own_oom: bool = False) -> Outcome:
         """Why it ended, consistent with the main process' status (negative: a signal; None: nobody knows).
+
+        `own_oom`: the kernel killed processes of it at its own memory limit.
 
         A limit and the exit can fall on the same moment. The exit wins if its status was there before the kill: with
         no signal sent first, whoever did not die of SIGKILL had ended by itself.
         """
         by_itself: Outcome = "lost" if returncode is None else "exited" if returncode >= 0 else "signaled"
         if self.cause is None:
-            return by_itself
-        undisputed = self.exited_first or self.signaled_first or self.cause is Event.OUTPUT_EXCEEDED
+            return "oom_killed" if own_oom and returncode == -9 else by_itself
+        undisputed = self.exited_first or self.signaled_first or self.cause in (Event.OUTPUT_EXCEEDED, Event.REVOKED)
         if undisputed or returncode in (None, -9):
             return _OUTCOMES[self.cause]
         return by_itself

@@ -27,7 +27,7 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
     Raises the SpawnError of a command that was never started, with the Result in it.
     """
     out, err = run.io.outputs
-    outcome = "spawn_failed" if run.error else run.life.outcome(run.returncode)
+    outcome = "spawn_failed" if run.error else run.life.outcome(run.returncode, own_oom=run.ceilings.events.oom_by == "own")
     result = Result(
         args=args,
         argv=[argument.decode("utf-8", "backslashreplace") for argument in run.command.argv],
@@ -41,7 +41,9 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
         stderr=None if err is None else decode(err.data()),
         stdout_stream=Stream() if out is None else out.stream(),
         stderr_stream=Stream() if err is None else err.stream(),
-        usage=partial(usage, run.accounts),
+        usage=partial(usage, run.accounts, run.ceilings.parts),
+        events=run.ceilings.events,
+        limits=run.ceilings.limits,
         receipt=_receipt(run),
         placement=_placement(run),
         guarantee=run.policy.guarantee,

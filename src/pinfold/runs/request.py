@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from pinfold import units
+from pinfold.backend import Asked
 from pinfold.command import Command
 from pinfold.errors import UsageError
 from pinfold.policy import Policy
@@ -36,6 +37,9 @@ class Options(TypedDict, total=False):
     text, encoding: give and take text; bytes that are none stay as surrogate escapes.
     env, cwd, user, group: of the command. A user brings the groups of the user database.
     strays: "kill" what is left when the main process ends, or "wait" for it, up to the timeout.
+    stall_timeout: how long it may be stuck at its memory limit, all its processes waiting for memory; then it is
+        `oom_killed`.
+    unit: a systemd scope of its own by this name, with its limits as properties (backend systemd).
     """
 
     timeout: Span
@@ -58,6 +62,8 @@ class Options(TypedDict, total=False):
     user: str | int | None
     group: str | int | None
     strays: Literal["kill", "wait"]
+    stall_timeout: Span
+    unit: str | None
 
 
 class Request(NamedTuple):
@@ -70,6 +76,8 @@ class Request(NamedTuple):
     stdio: StdioPlan
     wait: bool
     encoding: str | None
+    asked: Asked
+    rlimits: Mapping[int, tuple[int, int]]
 
     @classmethod
     def of(
@@ -97,14 +105,13 @@ class Request(NamedTuple):
         user: str | int | None = None,
         group: str | int | None = None,
         strays: Literal["kill", "wait"] = "kill",
+        stall_timeout: Span = None,
+        unit: str | None = None,
     ) -> Request:
         """Check them all. Raises UsageError or Unsupported; nothing has been made then."""
         if strays not in ("kill", "wait"):
             raise UsageError(f"strays {strays!r}: must be 'kill' or 'wait'")
-        if limits is not None:
-            from pinfold.limits import Limits
-
-            _of(Limits, limits, "limits", tuple(Limits.__dataclass_fields__)).require_none()
+        ceilings = None if limits is None else _limits(limits)
         if capture_output:
             if stdout is not None or stderr is not None:
                 raise UsageError("capture_output says PIPE for stdout and stderr: give one or the other")
@@ -126,18 +133,22 @@ class Request(NamedTuple):
             units.INFINITY if idle_timeout is None else units.span(idle_timeout, "idle_timeout"),
             units.INFINITY if cpu_timeout is None else units.span(cpu_timeout, "cpu_timeout"),
             units.signal_number(stop_signal, "stop_signal"),
+            units.INFINITY if stall_timeout is None else units.span(stall_timeout, "stall_timeout"),
         )
         watched = idle_timeout is not None or cap is not None
         if manual and watched and PIPE in (stdout, stderr):
             raise UsageError("idle_timeout and output_limit need the output to pass through us; with PIPE you read it")
+        command = Command.of(argv, env=env, cwd=cwd, user=user, group=group)
         return cls(
             argv,
-            Command.of(argv, env=env, cwd=cwd, user=user, group=group),
+            command,
             _PLAIN if policy is None else _of(Policy, policy, "policy", Policy._fields),
             bounds,
             StdioPlan(stdin, stdout, stderr, None if input is None else _input(input, encoding), cap, watched, manual),
             strays == "wait",
             encoding,
+            _asked(ceilings, unit, command.argv, stall=stall_timeout is not None),
+            {} if ceilings is None else ceilings.rlimits(),
         )
 
     def decode(self, data: bytes | None) -> bytes | str | None:
@@ -155,6 +166,32 @@ class Request(NamedTuple):
 
 
 _PLAIN = Policy()
+_NOTHING_ASKED = Asked()
+
+
+def _limits(value: Limits | Mapping[str, Any]) -> Limits:
+    from pinfold.limits import Limits
+
+    if isinstance(value, Limits):
+        return value
+    if not isinstance(value, Mapping):
+        raise UsageError(f"limits is {type(value).__name__}: must be a Limits or a mapping of its fields")
+    return Limits.of(value)
+
+
+def _asked(limits: Limits | None, unit: str | None, argv: list[bytes], *, stall: bool) -> Asked:
+    if limits is None and unit is None and not stall:
+        return _NOTHING_ASKED
+    controllers: frozenset[str] = frozenset() if limits is None else frozenset(setting.controller for setting in limits.settings())
+    if stall:
+        controllers |= {"memory"}
+    return Asked(limits, controllers, unit, _described(argv))
+
+
+def _described(argv: list[bytes]) -> str:
+    """The command in one line, for the list of units."""
+    words = b" ".join(argv[:8]).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else "?" for c in words)[:120]
 
 
 def _check_encoding(encoding: Any) -> None:

@@ -17,16 +17,17 @@ from typing import Final
 
 from pinfold.backend import Backend, Scope
 from pinfold.cgroup.files import clear_of_stdio
-from pinfold.command import Command
 from pinfold.errors import SpawnError
-from pinfold.policy import Policy
 from pinfold.result import Stray
-from pinfold.runs import strays
-from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, KILL_ROUND, RECEIVER_BOUND, REMOVE_BOUND, START_BOUND, Bounds
+from pinfold.runs import force, strays
+from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, KILL_ROUND, RECEIVER_BOUND, REMOVE_BOUND, START_BOUND
+from pinfold.runs.ceilings import Ceilings
 from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
+from pinfold.runs.memory import LOOK
 from pinfold.runs.pipes import Poller
 from pinfold.runs.reap import reap
-from pinfold.runs.stdio import Stdio, StdioPlan
+from pinfold.runs.request import Request
+from pinfold.runs.stdio import Stdio
 from pinfold.spawn.plan import spawn, starts_under_way
 from pinfold.units import INFINITY
 
@@ -34,13 +35,14 @@ _LOOK_FIRST: Final = 0.001  # cgroup.events notifies at most once per 10 ms: whi
 _LOOK_LAST: Final = 0.01
 _CPU_LOOK: Final = 0.01
 _LONGEST_WAIT: Final = 3600.0
-_ABORTS: Final = 100  # attempts; each second exception costs one
+_OF_A_STOP: Final = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP)
 
 
 class Supervision:
     """One run, from its cgroup's mkdir to what its Result is made of. Not thread-safe but for `wanted`."""
 
     scope: Scope  # from `start` on
+    ceilings: Ceilings
     ended = False  # it is all over: killed, drained, measured, removed, closed
     pid: int | None = None
     pidfd = -1
@@ -62,17 +64,17 @@ class Supervision:
     _start_time = _end_time = 0.0
     _starts_beside: frozenset[object] = frozenset()
 
-    def __init__(self, backend: Backend, command: Command, policy: Policy, bounds: Bounds, plan: StdioPlan, *,
-                 wait: bool) -> None:  # fmt: skip
+    def __init__(self, backend: Backend, request: Request) -> None:
         """Take note of everything; nothing is opened before `start`."""
-        self._backend, self.command, self.policy, self.bounds, self._plan = backend, command, policy, bounds, plan
-        self.life = Lifecycle(grace=bounds.grace > 0, wait=wait)
+        self._backend, self._request = backend, request
+        self.command, self.policy, self.bounds = request.command, request.policy, request.bounds
+        self.life = Lifecycle(grace=self.bounds.grace > 0, wait=request.wait)
         self.io = Stdio()
         self.wanted: deque[Callable[[], None]] = deque()  # what other threads want done in this one
         self.driver = threading.Lock()  # whoever takes it, for good, brings a started run to its end
         self._timers: dict[Event, float] = {}
         self.accounts: dict[str, str] = {}
-        self._born: list[tuple[int, int, bool]] = []
+        self.born: list[tuple[int, int, bool]] = []
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
@@ -91,9 +93,10 @@ class Supervision:
         After any exception the caller has to `abort`.
         """
         self.started_at, self._start_time = time.time(), time.monotonic()
-        self._plan.open(self.io)
+        self._request.stdio.open(self.io)
         self._poller = Poller()
-        self.scope = self._backend.scope()
+        self.scope = self._backend.scope(self._request.asked)
+        self.ceilings = Ceilings(self._request.asked, self.scope, self.bounds.stall)
         if self.bounds.cpu < INFINITY:
             self.scope.cgroup.open_accounts()  # cpu.stat must be there, whatever the command does
         self.take(Event.START)
@@ -124,33 +127,8 @@ class Supervision:
             self.wanted.popleft()()
 
     def abort(self) -> None:
-        """Kill and clean up by force; for when an exception has passed through, maybe in the middle of an action.
-
-        The lifecycle is not asked, and each step can be done twice: whatever a second exception (another Ctrl-C)
-        cuts short is begun again.
-        """
-        end = time.monotonic() + KILL_BOUND
-        for _ in range(_ABORTS):
-            if self.ended:
-                return
-            with contextlib.suppress(BaseException):  # the first one is on its way to the caller
-                self._end_by_force(end)
-
-    def _end_by_force(self, end: float) -> None:
-        if self._born and self.pid is None:
-            self.pid, self.pidfd, self.born_inside = self._born[0]
-        if hasattr(self, "scope") and not self.removed:
-            cgroup = self.scope.cgroup
-            cgroup.kill()
-            while time.monotonic() < end and not (self._reaped() and not cgroup.populated()):
-                self.signal_main(signal.SIGKILL)
-                strays.signal_all(cgroup, signal.SIGKILL)
-                cgroup.kill()
-                cgroup.freeze(False)
-                time.sleep(_LOOK_FIRST)
-            self.emptied = self._reaped() and not cgroup.populated()
-            self._remove_within(REMOVE_BOUND if self.emptied else 0)
-        self._release()
+        """Kill and clean up by force; for when an exception has passed through, maybe in the middle of an action."""
+        force.end(self)
 
     def _fire(self) -> None:
         now = time.monotonic()
@@ -174,6 +152,8 @@ class Supervision:
         if event is Event.CPU_TIMED_OUT:
             left = self.bounds.cpu - self.scope.cgroup.cpu_usec() / 1e6
             return now + max(_CPU_LOOK, left / (os.cpu_count() or 1)) if left > 0 else now
+        if event is Event.STALLED:
+            return now if self.ceilings.look(now) else now + LOOK
         if event is Event.DRAIN_OVER:
             return now + _LOOK_LAST if self._worth_waiting(now) else now
         return now
@@ -194,19 +174,22 @@ class Supervision:
     def _spawn(self) -> None:
         io, child = self.io, self.io.child
         try:
-            spawn(self.command, self.policy, self.scope.cgroup, (child[0], child[1], child[2]), self._born)
+            spawn(self.command, self.policy, self.scope.cgroup, (child[0], child[1], child[2]), self.born,
+                  self._request.rlimits)  # fmt: skip
         except SpawnError as error:
             self.error = error
             io.close_for_child()
             self._begin_streams()
             self.take(Event.SPAWN_FAILED)
             return
-        self.pid, self.pidfd, self.born_inside = self._born[0]
+        self.pid, self.pidfd, self.born_inside = self.born[0]
         self.pidfd = clear_of_stdio(self.pidfd)
         io.close_for_child()
         self._starts_beside = starts_under_way()  # after the closing: one that begins before it has copies
         self._begin_streams()
         self._poller.add(self.pidfd, select.EPOLLIN, self._exited)
+        if self.scope.warden is not None:
+            self._poller.add(self.scope.warden.fd, select.EPOLLIN, self._lost_warden)
         self._arm()
         self.take(Event.SPAWNED)
         self._backend.prepare()  # the command is running: what is done now costs nobody time
@@ -226,19 +209,32 @@ class Supervision:
             self._timers[Event.IDLE_TIMED_OUT] = start + bounds.idle
         if bounds.cpu < INFINITY:
             self._timers[Event.CPU_TIMED_OUT] = start + min(_CPU_LOOK, bounds.cpu)
+        if self.ceilings.watch(start):
+            self._timers[Event.STALLED] = start + LOOK
 
     def _on_bytes(self) -> None:
         self._last_output = time.monotonic()
         if self.policy.output_exceeded == "kill" and self.io.exceeded:
             self.take(Event.OUTPUT_EXCEEDED)
 
+    def _lost_warden(self) -> None:
+        """Our process in the scope has ended: the scope is being stopped, or somebody wants it dead."""
+        warden = self.scope.warden
+        assert warden is not None
+        self._poller.drop(warden.fd)
+        self.take(Event.REVOKED if warden.revoked() else Event.ABORTED)
+
     def _exited(self) -> None:
-        if self._reaped():
+        if self.reaped():
+            # systemd ends a scope by signals to all in it, in no order: ask before it counts as a death of its own.
+            if self.scope.warden is not None and self.returncode in _OF_A_STOP and self.scope.warden.revoked():
+                self.take(Event.REVOKED)
             self.take(Event.EXITED)
             if self.life.state not in (State.DRAINING, State.ENDED):
                 self._look()
 
-    def _reaped(self) -> bool:
+    def reaped(self) -> bool:
+        """Whether the main process has ended, and been collected."""
         if self.pidfd < 0:
             return True
         try:
@@ -353,12 +349,14 @@ class Supervision:
 
     def _measure(self) -> None:
         self.accounts = self.scope.cgroup.read_accounts()
+        self.ceilings.reckon(self.accounts, stall=self.life.cause is Event.STALLED)
 
     def _remove(self) -> None:
-        self._remove_within(REMOVE_BOUND if self.emptied else 0)
-        self._release()
+        self.remove_within(REMOVE_BOUND if self.emptied else 0)
+        self.release()
 
-    def _remove_within(self, bound: float) -> None:
+    def remove_within(self, bound: float) -> None:
+        """Remove the cgroup, in so many seconds if it is not to be removed at once."""
         cgroup = self.scope.cgroup
         self.removed = cgroup.remove()
         end = time.monotonic() + bound
@@ -366,11 +364,12 @@ class Supervision:
             time.sleep(_LOOK_FIRST)
             self.removed = cgroup.remove()
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Close what is ours; once more is no harm."""
         self.io.close()
         if hasattr(self, "scope"):
             self.scope.cgroup.close()
+            self._backend.give_back(self.scope)
         if hasattr(self, "_poller"):
             self._poller.close()
         if self.pidfd >= 0:

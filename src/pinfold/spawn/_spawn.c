@@ -129,9 +129,11 @@ static int set_rlimits(const struct plan *p)
 	const struct limit *end = p->rlimits + p->rlimits_size / sizeof *end;
 
 	for (const struct limit *l = p->rlimits; l < end; l++) {
-		struct rlimit value = {l->soft, l->hard};
+		struct rlimit value = {l->soft, l->hard}, now;
 
-		if (setrlimit((int)l->resource, &value) < 0)
+		if (setrlimit((int)l->resource, &value) < 0 || getrlimit((int)l->resource, &now) < 0)
+			return -1;
+		if ((errno = memcmp(&value, &now, sizeof now) ? EINVAL : 0)) /* not set until read back */
 			return -1;
 	}
 	return 0;

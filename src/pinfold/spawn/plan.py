@@ -8,6 +8,8 @@ import os
 import resource
 import struct
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from pinfold.cgroup.group import Cgroup
@@ -18,6 +20,7 @@ from pinfold.spawn._spawn import spawn as _spawn
 
 INHERIT: Final = -1
 
+_NO_RLIMITS: Final[Mapping[int, tuple[int, int]]] = MappingProxyType({})
 _NO_CORE_FILES: Final = struct.pack("=3Q", resource.RLIMIT_CORE, 0, 0)  # struct limit of _spawn.c
 
 # While a child has changed its uid and not yet exec'ed, our memory must stay undumpable (it is shared, and a process
@@ -44,10 +47,9 @@ os.register_at_fork(after_in_child=_after_fork)
 _NO_LOCK: Final = contextlib.nullcontext()
 
 
-def spawn(
-    command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int, int], born: list[tuple[int, int, bool]]
-) -> None:
-    """Start a command in a cgroup; `fds` become its 0, 1 and 2 (INHERIT: ours).
+def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int, int],
+          born: list[tuple[int, int, bool]], rlimits: Mapping[int, tuple[int, int]] = _NO_RLIMITS) -> None:  # fmt: skip
+    """Start a command in a cgroup; `fds` become its 0, 1 and 2 (INHERIT: ours). `rlimits`: resource to (soft, hard).
 
     Returns once it has been exec'ed. Raises SpawnError with the step that refused; then nothing is left of it.
     `born` gets (pid, pidfd, whether clone3 did it) before anything can be raised: a signal handler of the host program
@@ -67,7 +69,7 @@ def spawn(
                 cgroup.dir,
                 policy.new_session,
                 policy.umask,
-                b"" if policy.core_files else _NO_CORE_FILES,
+                _packed(rlimits, policy) if rlimits else b"" if policy.core_files else _NO_CORE_FILES,
                 None if identity.groups is None else struct.pack(f"={len(identity.groups)}I", *identity.groups),
                 -1 if identity.gid is None else identity.gid,
                 -1 if identity.uid is None else identity.uid,
@@ -81,6 +83,12 @@ def spawn(
         _starting.discard(start)
 
 
+def _packed(rlimits: Mapping[int, tuple[int, int]], policy: Policy) -> bytes:
+    wanted = {**({} if policy.core_files else {resource.RLIMIT_CORE: (0, 0)}), **rlimits}
+    # RLIM_INFINITY is -1 here and all ones there.
+    return b"".join(struct.pack("=3Q", name, soft % 2**64, hard % 2**64) for name, (soft, hard) in wanted.items())
+
+
 def _explained(error: OSError, command: Command, cgroup: Cgroup) -> SpawnError:
     number, step = error.errno or errno.EINVAL, str(error.strerror)
     program = repr(os.fsdecode(command.argv[0]))
@@ -88,6 +96,10 @@ def _explained(error: OSError, command: Command, cgroup: Cgroup) -> SpawnError:
         return _exec_error(number, program, error.filename, command)
     if step == "cwd":
         return SpawnError(step, number, program, f"the directory is {os.fsdecode(command.cwd or b'')!r}")
+    if step == "clone" and number == errno.EAGAIN:
+        return SpawnError(step, number, program, f"pids.max of the cgroup {cgroup.path} or one above, or RLIMIT_NPROC")
+    if step == "rlimits":
+        return SpawnError(step, number, program, "only root may raise a hard limit: see setrlimit(2)")
     if step in ("clone", "cgroup"):
         return SpawnError(step, number, program, f"into the cgroup {cgroup.path}")
     if step in ("groups", "gid", "uid"):

@@ -1,0 +1,50 @@
+"""Which backend: systemd where it runs and may be used, else cgroupfs; and why not the other."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+from pinfold.backend import Backend
+from pinfold.backend.cgroupfs import CgroupfsBackend
+from pinfold.cgroup import delegation
+from pinfold.errors import NoSystemd, NotDelegated, UsageError
+
+Name = Literal["auto", "cgroupfs", "systemd"]
+
+_FIX: Final = "use a host that systemd manages, as root or with a user manager of your own (loginctl enable-linger)"
+
+
+def open_backend(
+    name: Name, *, spare: bool, slice_name: str | None, scope_per_run: bool, move_caller: bool
+) -> Backend:
+    """Open the backend of this name. Raises UsageError, NoCgroup2, NotDelegated, NoSystemd, UnitError, CgroupError."""
+    if name not in get_args(Name):
+        raise UsageError(f"backend {name!r}: known are auto, cgroupfs and systemd")
+    of_units = slice_name is not None or scope_per_run
+    if name == "cgroupfs":
+        if of_units:
+            raise UsageError("slice and scope_per_run are the backend systemd's: cgroupfs makes no units")
+        return CgroupfsBackend(spare=spare, move_caller=move_caller)
+    found: str | None
+    if not delegation.systemd_is_running():  # said without importing what it takes to ask it
+        found = "systemd is not the manager here (no /run/systemd/system)"
+    else:
+        from pinfold.backend import systemd
+
+        found = None if name == "systemd" else systemd.why_not(move_caller=move_caller)
+        if found is None:
+            why = None if name == "systemd" else "auto: systemd is the manager here"
+            try:
+                return systemd.SystemdBackend(
+                    spare=spare, slice_name=slice_name, scope_per_run=scope_per_run, move_caller=move_caller, why=why
+                )
+            except NoSystemd as error:
+                if name == "systemd":
+                    raise
+                found = str(error)
+    if name == "systemd" or of_units:
+        raise NoSystemd("the backend systemd", found, _FIX)
+    try:
+        return CgroupfsBackend(spare=spare, move_caller=move_caller, why=f"auto: not systemd, as {found}")
+    except NotDelegated as error:
+        raise NotDelegated(error.feature, f"{error.found}; nor can systemd be used: {found}", error.fix) from error

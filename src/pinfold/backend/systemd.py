@@ -1,0 +1,172 @@
+"""The systemd backend: runs in delegated scopes, one for the fold or one for each run.
+
+One bus call makes the fold's scope. Runs are then born in cgroups below it by `clone3`, with no bus call and no move.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final, NamedTuple
+
+from pinfold.backend import Asked, Scope
+from pinfold.backend.bus_address import bus_address
+from pinfold.backend.manager import Manager
+from pinfold.backend.unit_names import unit_name
+from pinfold.backend.pen import Pen
+from pinfold.backend.unit import Property, ScopeUnit
+from pinfold.cgroup import control, delegation, tree
+from pinfold.errors import CgroupError, NoSystemd, NotDelegated
+from pinfold.result import Placement
+
+SLICE: Final = "pinfold.slice"
+PREFIX: Final = "pinfold-"
+RUNS: Final = "runs"
+
+
+def why_not(*, move_caller: bool) -> str | None:
+    """What speaks against this backend, as far as it can be seen without asking the manager; None: nothing."""
+    if not delegation.systemd_is_running():
+        return "systemd is not the manager here (no /run/systemd/system)"
+    user = os.geteuid() != 0
+    if bus_address(user=user) is None:
+        return f"there is no bus to the {'user' if user else 'system'} manager"
+    if user and not move_caller and not within_user_manager():
+        return "this process is outside user@.service; Fold(move_caller=True) and the command line move it, nothing else"
+    return None
+
+
+def within_user_manager() -> bool:
+    """Whether we are in our user manager's part of the tree.
+
+    From elsewhere the kernel lets nobody but root start a process in there: that takes the right to write the
+    cgroup.procs of the nearest common ancestor (cgroup-v2.rst, "Delegation Containment").
+    """
+    return f"/user@{os.geteuid()}.service/" in tree.own_place().path + "/"
+
+
+class _Home(NamedTuple):
+    """A scope, and the runs in it."""
+
+    unit: ScopeUnit
+    pen: Pen
+
+    def provide(self, controllers: frozenset[str]) -> None:
+        """Give the runs these controllers, as far as the manager gave them to the scope."""
+        if not controllers <= self.pen.controllers:
+            control.give(self.unit.place, controllers)
+            self.pen.enable(controllers)
+
+    def close(self, *, forked: bool) -> None:
+        """Remove the runs, and let go of the scope."""
+        self.pen.close(forked=forked)
+        if forked:
+            self.unit.forget()
+        else:
+            self.unit.release()
+
+
+class SystemdBackend:
+    """Runs in scopes that systemd made for us."""
+
+    name: Final = "systemd"
+
+    def __init__(self, *, spare: bool = True, slice_name: str | None = None, scope_per_run: bool = False,
+                 move_caller: bool = False, why: str | None = None) -> None:  # fmt: skip
+        """Start the fold's scope; with `scope_per_run` only where this process has to move into it.
+
+        Raises NoSystemd, NotDelegated, UnitError or CgroupError.
+        """
+        self._user = os.geteuid() != 0
+        self._spare, self._scope_per_run, self._why = spare, scope_per_run, why
+        self._slice = unit_name(slice_name or SLICE, "slice")
+        self._homes: dict[str, _Home] = {}  # of single runs, by their ids
+        self._fold: _Home | None = None
+        outside = self._user and not within_user_manager()
+        if outside and not move_caller:
+            raise NotDelegated(
+                "a scope of our own",
+                f"this process is in {tree.own_place().path}, from where uid {os.geteuid()} may start nothing in one",
+                "open the fold with move_caller=True, which moves this process; or start the program by: "
+                "systemd-run --user --scope -p Delegate=yes …",
+            )
+        if outside or not scope_per_run:
+            name = f"{PREFIX}{os.urandom(6).hex()}.scope"
+            self._fold = self._home(name, f"pinfold: commands of process {os.getpid()}", [], caller=outside)
+
+    def _home(self, name: str, description: str, properties: list[Property], *, caller: bool = False,
+              own_unit: bool = False) -> _Home:  # fmt: skip
+        with Manager.connect(user=self._user) as manager:
+            unit = ScopeUnit(manager, name, self._slice, description, properties, user=self._user, caller=caller)
+        placement = Placement(self.name, unit.place.path, name, why=self._why)
+        try:
+            pen = Pen(unit.place, RUNS, placement, warden=unit, own_unit=own_unit, spare=self._spare and not own_unit)
+        except BaseException:
+            unit.release()
+            raise
+        return _Home(unit, pen)
+
+    @property
+    def path(self) -> str:
+        """The cgroup that the runs of the fold are in; where each has its own scope, their slice."""
+        return self._slice if self._fold is None else self._fold.pen.place.path
+
+    @property
+    def signed(self) -> bool:
+        """Whether that cgroup carries our owner record."""
+        return self._fold is not None and self._fold.pen.signed
+
+    def scope(self, asked: Asked) -> Scope:
+        """The cgroup of one run, in a scope of its own where that is asked for. Raises CgroupError, UnitError."""
+        if asked.unit is not None or self._scope_per_run:
+            return self._scope_of_its_own(asked)
+        assert self._fold is not None
+        self._fold.provide(asked.controllers)
+        try:
+            return self._fold.pen.scope()
+        except CgroupError as error:
+            if self._fold.unit.lost:
+                found = "it was stopped from outside"
+                raise NoSystemd(f"the scope {self._fold.unit.name}", found, "open a new fold") from error
+            raise
+
+    def _scope_of_its_own(self, asked: Asked) -> Scope:
+        properties: list[Property] = []
+        if asked.limits is not None:
+            from pinfold.limits import to_properties
+
+            properties = to_properties(asked.limits)
+        name = unit_name(asked.unit or f"{PREFIX}run-{os.urandom(8).hex()}")
+        home = self._home(name, asked.description or name, properties, own_unit=True)
+        try:
+            home.provide(asked.controllers)
+            scope = home.pen.scope()
+        except BaseException:
+            home.close(forked=False)
+            raise
+        self._homes[scope.run_id] = home
+        return scope
+
+    def prepare(self) -> None:
+        """See Backend."""
+        if self._fold is not None:
+            self._fold.pen.prepare()
+
+    def give_back(self, scope: Scope) -> None:
+        """Let go of the scope that was this run's own."""
+        home = self._homes.pop(scope.run_id, None)
+        if home is not None:
+            home.close(forked=False)
+
+    def kill(self) -> None:
+        """Kill all runs; their guards stay, and so does this process if it is in there."""
+        for home in self._all():
+            home.pen.kill()
+
+    def close(self, *, forked: bool = False) -> None:
+        """Remove all that is left of the runs, and let go of the scopes: systemd collects them once they are empty."""
+        for home in self._all():
+            home.close(forked=forked)
+        self._homes.clear()
+
+    def _all(self) -> list[_Home]:
+        return [*self._homes.values(), *([self._fold] if self._fold else [])]

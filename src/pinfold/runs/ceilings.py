@@ -1,0 +1,108 @@
+"""Ceilings: the limits of a run, imposed before anything is in its cgroup, and what they did in the end."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, Final
+
+from pinfold.backend import Asked, Scope
+from pinfold.cgroup import control, oom
+from pinfold.cgroup.files import flat_keyed
+from pinfold.errors import CgroupError, Error, Unsupported
+from pinfold.result import Events
+from pinfold.runs.memory import MemoryWatch
+from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from pinfold.limits import Limits, Setting
+
+RESOURCES: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
+NOTHING_STRUCK: Final = Events()
+
+
+class Ceilings:
+    """The limits of one run: what was asked, what is in force, and in the end what they did."""
+
+    def __init__(self, asked: Asked, scope: Scope, stall_timeout: float) -> None:
+        """Impose them on a cgroup that nothing is in yet. Raises Unsupported or CgroupError; see `_impose`."""
+        self._scope, self._stall_timeout = scope, stall_timeout
+        if stall_timeout < INFINITY:
+            _require_stall_guard(scope)
+        self.limits = {"asked": {}, "applied": {}, "missing": {}} if asked.limits is None else _impose(asked.limits, scope)
+        self._before = {} if scope.above is None else scope.above.counts()
+        self._watch: MemoryWatch | None = None
+        self.events = NOTHING_STRUCK
+
+    def watch(self, start: float) -> bool:
+        """Begin to look at its memory; False: there is no controller to tell, and `look` need not be called."""
+        if self._scope.above is None:
+            return False
+        self._watch = MemoryWatch(self._scope.cgroup, self._stall_timeout, start)
+        return True
+
+    def look(self, now: float) -> bool:
+        """Whether it is stuck at its memory limit. To be asked each `LOOK` seconds."""
+        return self._watch is not None and self._watch.look(now)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The parts of its memory, as far as they were seen while it ran."""
+        return {} if self._watch is None else self._watch.parts
+
+    def reckon(self, texts: dict[str, str], *, stall: bool) -> None:
+        """What they did to the run, by its accounts (their texts) once nothing is left of it."""
+        scope = self._scope
+        memory, pids = flat_keyed(texts.get("memory.events", "")), flat_keyed(texts.get("pids.events", ""))
+        self.events = Events(memory.get("oom"), memory.get("oom_kill"), pids.get("max"), stall=stall)
+        if memory.get("oom_kill") and scope.above is not None:
+            own = frozenset({scope.cgroup.path} | ({scope.own_unit} if scope.own_unit else set()))
+            by, cgroup = oom.verdict(texts, own, self._before, scope.above)
+            process = oom.victim(scope.cgroup.path.rpartition("/")[2])
+            self.events = self.events._replace(oom_by=by, oom_cgroup=cgroup, oom_process=process)
+
+
+def _impose(limits: Limits, scope: Scope) -> dict[str, dict[str, Any]]:
+    """Write each limit that was asked for, and read it back: it is not set until the kernel says so.
+
+    Raises Unsupported where a controller is missing, CgroupError where the kernel refuses a value or makes another of
+    it; or notes it, if a best effort was asked for.
+    """
+    applied: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+    for setting in limits.settings():
+        try:
+            if setting.controller not in scope.controllers:
+                raise control.unsupported(f"limit {setting.limit}", setting.controller, scope.place)
+            value = _set(setting, scope)
+        except Error as error:
+            if limits.requirement == "required":
+                raise
+            missing[setting.limit] = str(error)
+            continue
+        before = applied.get(setting.limit)
+        applied[setting.limit] = {**before, **value} if isinstance(before, dict) else value
+    asked = limits.asked()
+    # Resource limits are set, and read back, between clone and exec: without them there is no run.
+    applied |= {name: value for name, value in asked.items() if name in RESOURCES}
+    return {"asked": asked, "applied": applied, "missing": missing}
+
+
+def _set(setting: Setting, scope: Scope) -> Any:
+    cgroup = scope.cgroup
+    text = cgroup.set(setting.file, setting.text)
+    # A cpuset takes any list, and uses what the cgroups above leave of it.
+    effective = cgroup.read(f"{setting.file}.effective") if setting.controller == "cpuset" else None
+    for name, found in ((setting.file, text), (f"{setting.file}.effective", effective)):
+        if found is not None and not setting.agrees(found):
+            refusal = OSError(errno.EINVAL, f"it reads {found.strip()!r} afterwards")
+            raise CgroupError("set", f"{cgroup.path}/{name}", refusal, setting.text, "this kernel or host has it not")
+    return setting.read(text)
+
+
+def _require_stall_guard(scope: Scope) -> None:
+    """Raise Unsupported where nobody could tell that a run is stuck: that takes the memory controller and PSI."""
+    what = "stall_timeout"
+    if "memory" not in scope.controllers:
+        raise control.unsupported(what, "memory", scope.place)
+    if scope.cgroup.read("memory.pressure") is None:
+        raise Unsupported(what, "this kernel does not measure pressure (PSI)", "boot with psi=1 (CONFIG_PSI, Linux 4.20)")
