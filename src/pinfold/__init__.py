@@ -17,6 +17,7 @@ from pinfold.errors import (
     NoSystemd,
     NotDelegated,
     SpawnError,
+    UnitError,
     Unsupported,
     UsageError,
 )
@@ -35,8 +36,8 @@ __version__ = "0.1.0"
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT", "CgroupError", "CommandFailed", "CommandNotExecutable", "CommandNotFound", "Error",
     "Fold", "Limits", "NoCgroup2", "NoSystemd", "NotDelegated", "Outcome", "Placement", "Policy", "Receipt", "Result",
-    "Run", "RunError", "SpawnError", "Stray", "Stream", "TimeoutExpired", "Unsupported", "Usage", "UsageError",
-    "default_fold", "run", "start",
+    "Run", "RunError", "SpawnError", "Stray", "Stream", "TimeoutExpired", "UnitError", "Unsupported", "Usage",
+    "UsageError", "default_fold", "run", "start",
 ]  # fmt: skip
 
 # Imported when they are named: they bring subprocess and dataclasses with them, which take longer than a run.

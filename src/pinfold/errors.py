@@ -7,6 +7,7 @@ Error
     │   ├── NotDelegated              no cgroup of ours to make cgroups in
     │   └── NoSystemd                 no manager, or no bus to it
     ├── CgroupError (OSError)         an operation on one cgroup file: op, file, value, errno
+    ├── UnitError                     systemd did not do what it was asked to with one unit: unit, op, found, fix
     ├── SpawnError (OSError)          a step between clone and exec: step, errno; carries a Result
     │   ├── CommandNotFound (FileNotFoundError)
     │   └── CommandNotExecutable (PermissionError)
@@ -75,6 +76,21 @@ class CgroupError(Error, OSError):
         what = self.file if self.value is None else f"{self.file}={self.value}"
         advice = f" ({self.advice})" if self.advice else ""
         return f"{self.op} {what}: {self.strerror}{advice}"
+
+
+class UnitError(Error):
+    """The systemd manager refused an operation on one unit, failed in it, or did not end it in time.
+
+    `op` is what was asked for, `found` what came instead (the manager's own error name and message, or the result of
+    the job), `fix` what to do about it.
+    """
+
+    def __init__(self, unit: str, op: str, found: str, fix: str) -> None:
+        super().__init__(f"{op} {unit}: {found} ({fix})")
+        self.unit, self.op, self.found, self.fix = unit, op, found, fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.unit, self.op, self.found, self.fix), self.__dict__
 
 
 class SpawnError(Error, OSError):

@@ -36,6 +36,7 @@ EXAMPLES = [
     errors.CommandNotExecutable("exec", errno.EACCES, "'/etc'", "it is a directory"),
     unsuccessful.TimeoutExpired(a_result("timed_out", -9), 2.0),
     unsuccessful.CommandFailed(a_result()),
+    errors.UnitError("x.scope", "start", "the job failed", "see the journal"),
 ]
 examples = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
 
@@ -72,6 +73,7 @@ def test_an_error_is_also_what_existing_handlers_catch(kind, parents):
     ("kind", "code"),
     [
         (errors.UsageError, 125), (errors.Unsupported, 125), (errors.NoCgroup2, 125), (errors.CgroupError, 125),
+        (errors.UnitError, 125),
         (errors.SpawnError, 125), (errors.CommandNotFound, 127), (errors.CommandNotExecutable, 126),
         (unsuccessful.TimeoutExpired, 124),
     ],
@@ -88,6 +90,7 @@ def test_an_error_has_the_exit_code_of_the_contract(kind, code):
         (errors.CgroupError("rmdir", "/x", ENOENT), "rmdir /x: No such file or directory"),
         (EXAMPLES[6], "cannot run 'sh': cwd: No such file or directory (the directory is '/x')"),
         (errors.SpawnError("clone", errno.EAGAIN, "'sh'"), "cannot run 'sh': clone: Resource temporarily unavailable"),
+        (EXAMPLES[11], "start x.scope: the job failed (see the journal)"),
         (EXAMPLES[10], "Command '['sh']' returned non-zero exit status 3."),
     ],
     ids=lambda value: type(value).__name__,

@@ -13,7 +13,10 @@ import pytest
 
 import pinfold
 
-HEAVY = ("psutil", "pyroute2", "click", "asyncio", "multiprocessing", "ctypes", "subprocess", "dataclasses", "json")
+HEAVY = (
+    "psutil", "pyroute2", "click", "jeepney", "asyncio", "multiprocessing", "ctypes", "subprocess",
+    "dataclasses", "json",
+)  # fmt: skip
 MODULES = [
     "pinfold",
     *(m.name for m in pkgutil.walk_packages(pinfold.__path__, "pinfold.") if "__main__" not in m.name),
