@@ -11,8 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pinfold.cgroup import tree
+from pinfold.cgroup import control, delegation, tree
 from pinfold.errors import NoCgroup2, NotDelegated
+
+# What `auto` means to the tests. With "systemd" they run in scopes of pinfold.slice, which systemd collects.
+BACKEND = os.environ.setdefault("PINFOLD_BACKEND", "cgroupfs")
 
 # How many times longer than usual this machine takes to start programs: an emulated one may need a 4. What a test waits
 # for, or allows, is stretched by it; what it asserts is not.
@@ -29,26 +32,55 @@ def _place() -> tree.Place | None:
 
 @pytest.fixture(scope="session")
 def session_cgroup():
-    """A cgroup that holds the test process and everything it makes; its directory, or None without cgroup2."""
+    """A cgroup that everything the test process makes appears in; its directory, or None without cgroup2."""
     place = _place()
     if place is None:
         yield None
+        return
+    if BACKEND == "systemd":
+        yield slice_directory()
         return
     home = Path(place.directory)
     own = home / f"pinfold-tests-{os.getpid()}"
     own.mkdir()
     before = tree.own_place().directory
-    (own / "cgroup.procs").write_text("0")
+    seat = _seat(place, own)
+    (seat / "cgroup.procs").write_text("0")
     yield own
-    (Path(before) / "cgroup.procs").write_text("0")
+    back = Path(before) / "cgroup.procs" if seat == own else home / delegation.LEAF / "cgroup.procs"
+    back.write_text("0")
     end = time.monotonic() + DEADLINE
     while True:
         try:
+            if seat != own:
+                with contextlib.suppress(FileNotFoundError):
+                    seat.rmdir()
             own.rmdir()
             return
         except OSError:
             if time.monotonic() > end:
                 raise
+
+
+def _seat(place: tree.Place, own: Path) -> Path:
+    """Where the test process sits: in `own`, or in a leaf below it where `own` has controllers to give to the runs."""
+    if control.is_root(place.directory) or not control.available(place.directory) & control.ACCOUNTING:
+        return own
+    delegation.move_to_leaf(place)  # the shell that started us
+    controllers = control.give(place, control.ACCOUNTING | {"cpuset"})
+    control.give(tree.Place(str(own), f"{place.path}/{own.name}", place.hierarchy), controllers)
+    seat = own / "seat"
+    seat.mkdir()
+    return seat
+
+
+def slice_directory() -> Path:
+    """The cgroup of pinfold.slice, whether it is there or not."""
+    own = tree.own_place()
+    top = Path(own.directory.removesuffix(own.path))
+    uid = os.geteuid()
+    manager = Path(f"user.slice/user-{uid}.slice/user@{uid}.service") if uid else Path()
+    return top / manager / "pinfold.slice"
 
 
 @pytest.fixture

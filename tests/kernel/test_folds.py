@@ -15,7 +15,7 @@ def test_two_folds_at_once_do_not_meet(cgroup2):
     with pinfold.Fold() as one, pinfold.Fold() as two:
         first, second = one.start(["sleep", "60"]), two.start(["sleep", "60"])
         with first, second:
-            assert {path.name for path in cgroup2.iterdir() if path.is_dir()} == {
+            assert {path.name for path in cgroup2.glob("pinfold-*")} == {
                 Path(fold._backend.path).name for fold in (one, two)
             }
             one.close()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, get_args
+import os
+from typing import Final, Literal, cast, get_args
 
 from pinfold.backend import Backend
 from pinfold.backend.cgroupfs import CgroupfsBackend
@@ -10,6 +11,7 @@ from pinfold.cgroup import delegation
 from pinfold.errors import NoSystemd, NotDelegated, UsageError
 
 Name = Literal["auto", "cgroupfs", "systemd"]
+VARIABLE: Final = "PINFOLD_BACKEND"  # what `auto` means, for whoever runs a program and does not want its choice
 
 _FIX: Final = "use a host that systemd manages, as root or with a user manager of your own (loginctl enable-linger)"
 
@@ -18,6 +20,8 @@ def open_backend(
     name: Name, *, spare: bool, slice_name: str | None, scope_per_run: bool, move_caller: bool
 ) -> Backend:
     """Open the backend of this name. Raises UsageError, NoCgroup2, NotDelegated, NoSystemd, UnitError, CgroupError."""
+    if name == "auto" and (meant := os.environ.get(VARIABLE)):
+        name = cast(Name, meant)
     if name not in get_args(Name):
         raise UsageError(f"backend {name!r}: known are auto, cgroupfs and systemd")
     of_units = slice_name is not None or scope_per_run

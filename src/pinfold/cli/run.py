@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import click
 
-from pinfold import errors, limits, units
+from pinfold import errors, units
 from pinfold.cli import words
 from pinfold.cli.main import complain
 from pinfold.cli.orphans import Orphans
 from pinfold.cli.terminal import Signals, as_found, on_terminal
 from pinfold.errors import SpawnError, UsageError
-from pinfold.limits import Limits
+from pinfold.limits import RLIMITS, Limits, from_properties
 from pinfold.policy import Policy
 from pinfold.result import Result
 from pinfold.runs.fold import Fold
@@ -66,8 +66,9 @@ _TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
 @click.option("--user", metavar="USER", help="Run it as this user, with its groups (root only).")
 @click.option("--strays", type=click.Choice(["kill", "wait"]), default="kill", help="What its descendants get.")
 @click.option("--output-limit", metavar="SIZE", help="End it when it has written more than this to a stream.")
-@click.option("--backend", type=click.Choice(["auto", "cgroupfs", "systemd"]), default="auto", envvar="PINFOLD_BACKEND",
-              show_envvar=True, help="Who makes cgroups.")  # fmt: skip
+@click.option(
+    "--backend", type=click.Choice(["auto", "cgroupfs", "systemd"]), default="auto", help="Who makes cgroups."
+)
 @click.option("--unit", metavar="NAME", help="A systemd scope of its own by this name, its limits as properties.")
 @click.option("--slice", "slice_name", metavar="NAME", help="The slice of its scope; pinfold.slice by default.")
 @click.option("--profile", type=click.Choice(["plain", "hardened"]), default="plain", help="How it is confined.")
@@ -111,7 +112,8 @@ def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple
             run = fold.start(argv, policy=policy, **arguments)
             signals.attend(run, lambda: orphans.reap(run.pid))
             result = run.wait()
-            result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())
+        # After the fold's end: its guard is a child of ours as well.
+        result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())
     finally:
         signals.close()
     return result, signals.ended_by
