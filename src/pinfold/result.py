@@ -107,11 +107,11 @@ class Placement(NamedTuple):
 class Events(NamedTuple):
     """What its limits did. None: this host does not tell.
 
-    `oom` and `pids_max`: how often the limit was hit (memory.events, pids.events), `oom_kill`: how many of its
-    processes the kernel killed for want of memory, and `oom_by` whose limit that was: the run's `own`, one `below`
-    that the command set itself, an `ancestor`'s (a tenant's slice), or the `host`'s whole memory; `oom_cgroup` is the
-    cgroup that was full, `oom_process` the pid and the name of the process that the kernel chose last. `stall`: it was
-    the stall guard that ended it.
+    `oom` and `pids_max`: how often the limit was hit (memory.events, pids.events). `oom_kill`: not 0 where the kernel
+    killed processes of it for want of memory; of a group that it kills as one (`memory_oom_group`) it counts the chosen
+    one twice. `oom_by`: whose limit that was: the run's `own`, one `below` that the command set itself, an `ancestor`'s
+    (a tenant's slice), or the `host`'s whole memory. `oom_cgroup`: the cgroup that was full. `oom_process`: pid and name
+    of the process that the kernel chose last, from its log. `stall`: it was the stall guard that ended it.
     """
 
     oom: int | None = None

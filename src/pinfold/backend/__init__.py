@@ -62,8 +62,15 @@ class Scope(NamedTuple):
 class Backend(Protocol):
     """Maker of Scopes. The run that got a Scope removes its cgroup; the backend removes what is above it."""
 
-    path: str
-    signed: bool  # the base cgroup carries our owner record
+    @property
+    def path(self) -> str:
+        """The cgroup that the runs' cgroups are made in."""
+        ...
+
+    @property
+    def signed(self) -> bool:
+        """Whether it carries our owner record."""
+        ...
 
     def scope(self, asked: Asked) -> Scope:
         """The cgroup of one run, never used before, with the controllers it needs as far as this host has them."""

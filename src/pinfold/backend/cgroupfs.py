@@ -51,7 +51,7 @@ class CgroupfsBackend:
         """Give the runs these controllers, as far as that goes; what is in the way is moved if we may."""
         above = self._above
         withheld = controllers & control.available(above.directory) - control.give(above, controllers)
-        if withheld and self._move_caller and delegation.is_delegated(above):
+        if withheld and self._move_caller and delegation.is_delegated(above) and not control.is_root(above.directory):
             delegation.move_to_leaf(above)
             control.give(above, controllers)
         self._pen.enable(controllers)

@@ -59,8 +59,11 @@ def give(place: Place, controllers: frozenset[str]) -> frozenset[str]:
     """Enable controllers for the cgroups below, those that can be; returns all that they have then.
 
     One write for each, so that one refusal is not the others'. A refusal is no error here: whoever needs a controller
-    that is not there gets told where it stops (`unsupported`).
+    that is not there gets told where it stops (`unsupported`). Nothing is written where processes are: the kernel would
+    take the threaded controllers (cpu, pids) and make the cgroups below invalid for processes ("Threads").
     """
+    if holds_processes(place.directory) and not is_root(place.directory):
+        return given(place.directory)
     for name in sorted(controllers & available(place.directory) - given(place.directory)):
         with contextlib.suppress(OSError):
             directory = place.hierarchy.open_root(place.directory)

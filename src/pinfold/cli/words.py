@@ -80,7 +80,8 @@ def _memory_kills(result: Result) -> list[str]:
         "host": "as the host was out of memory",
         None: "for want of memory, at a limit out of our sight",
     }[events["oom_by"]]
-    return [f"the kernel killed {_count(events['oom_kill'], 'process', 'es')} of it {whose}{_victim(result)}"]
+    # Not how many: in a group that is killed as one, the kernel counts the process that it chose twice.
+    return [f"the kernel killed processes of it {whose}{_victim(result)}"]
 
 
 def _count(n: int, word: str, plural: str = "s") -> str:
