@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import click
 
-from pinfold import errors, limits, units
+from pinfold import errors, properties, units
 from pinfold.cli import words
 from pinfold.cli.main import complain
 from pinfold.cli.orphans import Orphans
@@ -94,7 +94,7 @@ def _supervised(argv: list[str], backend: Any, arguments: dict[str, Any]) -> tup
 
 def _arguments(options: dict[str, Any]) -> dict[str, Any]:
     """From options to the library's arguments; everything is checked before anything is made."""
-    asked = limits.from_properties(list(options["properties"]))
+    asked = properties.from_properties(list(options["properties"]))
     for option, field in (("memory", "memory_max"), ("pids", "pids_max"), ("cpus", "cpu_max")):
         if options[option] is not None:
             asked[field] = options[option]
