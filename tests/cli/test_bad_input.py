@@ -30,7 +30,7 @@ USAGE = [
     *((["--pids", value, "true"], "pids") for value in ("0", "-1", "", "1.5", "many")),
     *((["--cpus", value, "true"], "cpu") for value in ("0", "-1", "nan", "inf", "many", "")),
     (["-p", "MemoryMax", "true"], "NAME=VALUE"),
-    (["-p", "MemoryMax=", "true"], "MemoryMax"),
+    (["-p", "MemoryMax=0", "true"], "MemoryMax"),
     (["-p", "Memorymax=1M", "true"], "known are"),
     (["-p", "=1M", "true"], "known are"),
     (["-p", "CPUQuota=2", "true"], "percentage"),

@@ -16,12 +16,10 @@ VARIABLE: Final = "PINFOLD_BACKEND"  # what `auto` means, for whoever runs a pro
 _FIX: Final = "use a host that systemd manages, as root or with a user manager of your own (loginctl enable-linger)"
 
 
-def open_backend(
-    name: Name, *, spare: bool, slice_name: str | None, scope_per_run: bool, move_caller: bool
-) -> Backend:
+def open_backend(name: Name, *, spare: bool, slice_name: str | None, scope_per_run: bool, move_caller: bool) -> Backend:
     """Open the backend of this name. Raises UsageError, NoCgroup2, NotDelegated, NoSystemd, UnitError, CgroupError."""
     if name == "auto" and (meant := os.environ.get(VARIABLE)):
-        name = cast(Name, meant)
+        name = cast("Name", meant)
     if name not in get_args(Name):
         raise UsageError(f"backend {name!r}: known are auto, cgroupfs and systemd")
     of_units = slice_name is not None or scope_per_run

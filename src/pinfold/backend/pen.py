@@ -81,9 +81,7 @@ class Pen:
         run_id, path = os.urandom(8).hex(), self.place.path
         cgroup = Cgroup.make(self._hierarchy, self._base.dir, path, RUN_PREFIX + run_id, self.controllers)
         placement = self._placement._replace(cgroup=cgroup.path)
-        return Scope(
-            run_id, cgroup, placement, self.place, self.controllers, self._above, self._warden, self._own_unit
-        )
+        return Scope(run_id, cgroup, placement, self.place, self.controllers, self._above, self._warden, self._own_unit)
 
     def _drop_spares(self) -> None:
         while self._spares:

@@ -11,9 +11,9 @@ from typing import Final, NamedTuple
 from pinfold.backend import Asked, Scope
 from pinfold.backend.bus_address import bus_address
 from pinfold.backend.manager import Manager
-from pinfold.backend.unit_names import unit_name
 from pinfold.backend.pen import Pen
 from pinfold.backend.unit import Property, ScopeUnit
+from pinfold.backend.unit_names import unit_name
 from pinfold.cgroup import control, delegation, tree
 from pinfold.errors import CgroupError, NoSystemd, NotDelegated
 from pinfold.result import Placement
@@ -31,7 +31,7 @@ def why_not(*, move_caller: bool) -> str | None:
     if bus_address(user=user) is None:
         return f"there is no bus to the {'user' if user else 'system'} manager"
     if user and not move_caller and not within_user_manager():
-        return "this process is outside user@.service; Fold(move_caller=True) and the command line move it, nothing else"
+        return "this process is outside user@.service, and only Fold(move_caller=True) may move it"
     return None
 
 
@@ -132,7 +132,7 @@ class SystemdBackend:
     def _scope_of_its_own(self, asked: Asked) -> Scope:
         properties: list[Property] = []
         if asked.limits is not None:
-            from pinfold.limits import to_properties
+            from pinfold.limits.properties import to_properties
 
             properties = to_properties(asked.limits)
         name = unit_name(asked.unit or f"{PREFIX}run-{os.urandom(8).hex()}")

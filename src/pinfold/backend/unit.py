@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from pinfold.backend.guard import Guard
 from pinfold.cgroup import control, delegation, tree
+from pinfold.cgroup.tree import Place
 from pinfold.errors import Error, UnitError
 
 if TYPE_CHECKING:
@@ -54,9 +55,7 @@ class ScopeUnit:
                 *([] if any(key == "TasksMax" for key, _ in properties) else [("TasksMax", ("t", _INFINITE))]),
                 *properties,
             ])  # fmt: skip
-            self.place = tree.place_of(self._guard.pid)
-            if os.path.basename(self.place.path) != name:
-                raise UnitError(name, "start", f"our process is in {self.place.path} afterwards", "report this")
+            self.place = self._where_the_guard_is()
             # It cannot give controllers to those below while it holds processes itself.
             delegation.move(self.place, GUARD, [self._guard.pid])
             if caller:
@@ -65,6 +64,12 @@ class ScopeUnit:
         except BaseException:
             self._guard.end()
             raise
+
+    def _where_the_guard_is(self) -> Place:
+        place = tree.place_of(self._guard.pid)
+        if os.path.basename(place.path) != self.name:
+            raise UnitError(self.name, "start", f"our process is in {place.path} afterwards", "report this")
+        return place
 
     @property
     def fd(self) -> int:

@@ -14,7 +14,9 @@ from pinfold.cgroup.tree import Place, above
 from pinfold.errors import Unsupported
 
 ACCOUNTING: Final = frozenset({"cpu", "memory", "pids", "io"})  # enabled wherever they can be: they tell what was used
-_DELEGATE: Final = "have systemd delegate it: systemctl edit user@.service, [Service] Delegate=cpu cpuset io memory pids"
+_DELEGATE: Final = (
+    "have systemd delegate it: systemctl edit user@.service, [Service] Delegate=cpu cpuset io memory pids"
+)
 
 
 def available(directory: str) -> frozenset[str]:

@@ -103,5 +103,3 @@ def victim(run: str) -> dict[str, Any] | None:
         return found
     finally:
         os.close(fd)
-
-

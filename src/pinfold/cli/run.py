@@ -16,7 +16,8 @@ from pinfold.cli.main import complain
 from pinfold.cli.orphans import Orphans
 from pinfold.cli.terminal import Signals, as_found, on_terminal
 from pinfold.errors import SpawnError, UsageError
-from pinfold.limits import RLIMITS, Limits, from_properties
+from pinfold.limits import Limits
+from pinfold.limits.properties import from_properties
 from pinfold.policy import Policy
 from pinfold.result import Result
 from pinfold.runs.fold import Fold
@@ -34,6 +35,7 @@ _LIMITS: Final = {
     **{name: name for name in ("memory_high", "memory_low", "cpu_weight", "cpuset_cpus", "cpuset_mems")},
     **{name: name for name in ("io_max", "io_weight", "hugetlb")},
 }
+_RLIMITS: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
 _TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
 
 
@@ -146,8 +148,8 @@ def _limits(options: dict[str, Any]) -> Limits | None:
     }
     for setting in options["rlimit"]:
         name, equals, value = setting.partition("=")
-        if not equals or name not in RLIMITS:
-            raise UsageError(f"--rlimit {setting}: expected NAME=N, with one of {', '.join(RLIMITS)}")
+        if not equals or name not in _RLIMITS:
+            raise UsageError(f"--rlimit {setting}: expected NAME=N, with one of {', '.join(_RLIMITS)}")
         asked[name] = value
     for field, value in from_properties(list(options["properties"])).items():
         if field in asked:

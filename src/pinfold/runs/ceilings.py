@@ -14,7 +14,8 @@ from pinfold.runs.memory import MemoryWatch
 from pinfold.units import INFINITY
 
 if TYPE_CHECKING:
-    from pinfold.limits import Limits, Setting
+    from pinfold.limits import Limits
+    from pinfold.limits.files import Setting
 
 RESOURCES: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
 NOTHING_STRUCK: Final = Events()
@@ -28,7 +29,9 @@ class Ceilings:
         self._scope, self._stall_timeout = scope, stall_timeout
         if stall_timeout < INFINITY:
             _require_stall_guard(scope)
-        self.limits = {"asked": {}, "applied": {}, "missing": {}} if asked.limits is None else _impose(asked.limits, scope)
+        self.limits = (
+            {"asked": {}, "applied": {}, "missing": {}} if asked.limits is None else _impose(asked.limits, scope)
+        )
         self._before = {} if scope.above is None else scope.above.counts()
         self._watch: MemoryWatch | None = None
         self.events = NOTHING_STRUCK
@@ -105,4 +108,6 @@ def _require_stall_guard(scope: Scope) -> None:
     if "memory" not in scope.controllers:
         raise control.unsupported(what, "memory", scope.place)
     if scope.cgroup.read("memory.pressure") is None:
-        raise Unsupported(what, "this kernel does not measure pressure (PSI)", "boot with psi=1 (CONFIG_PSI, Linux 4.20)")
+        raise Unsupported(
+            what, "this kernel does not measure pressure (PSI)", "boot with psi=1 (CONFIG_PSI, Linux 4.20)"
+        )

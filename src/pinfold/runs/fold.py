@@ -24,6 +24,7 @@ from pinfold.runs.supervision import Supervision
 _CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed
 _CLOSE_LOOK: Final = 0.001
 
+
 class Fold:
     """An executor: a base cgroup, below which each run gets a cgroup of its own. A context manager.
 

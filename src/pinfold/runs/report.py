@@ -27,7 +27,9 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
     Raises the SpawnError of a command that was never started, with the Result in it.
     """
     out, err = run.io.outputs
-    outcome = "spawn_failed" if run.error else run.life.outcome(run.returncode, own_oom=run.ceilings.events.oom_by == "own")
+    outcome = (
+        "spawn_failed" if run.error else run.life.outcome(run.returncode, own_oom=run.ceilings.events.oom_by == "own")
+    )
     result = Result(
         args=args,
         argv=[argument.decode("utf-8", "backslashreplace") for argument in run.command.argv],

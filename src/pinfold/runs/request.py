@@ -182,7 +182,9 @@ def _limits(value: Limits | Mapping[str, Any]) -> Limits:
 def _asked(limits: Limits | None, unit: str | None, argv: list[bytes], *, stall: bool) -> Asked:
     if limits is None and unit is None and not stall:
         return _NOTHING_ASKED
-    controllers: frozenset[str] = frozenset() if limits is None else frozenset(setting.controller for setting in limits.settings())
+    controllers: frozenset[str] = (
+        frozenset() if limits is None else frozenset(setting.controller for setting in limits.settings())
+    )
     if stall:
         controllers |= {"memory"}
     return Asked(limits, controllers, unit, _described(argv))
