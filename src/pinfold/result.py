@@ -37,9 +37,9 @@ class Usage(NamedTuple):
 
     Times in microseconds, sizes in bytes, under the names of cpu.stat, memory.peak, memory.swap.peak, pids.peak and
     io.stat. `memory_anon`, `_file`, `_shmem` and `_kernel` are the parts of its memory (memory.stat) at the fullest
-    moment that we looked, ten times a second: the kernel keeps no peaks of them. `cpu_throttled_*`: how long, and in how
-    many periods, `cpu_max` held it back. None: this host does not tell (no such controller, an older kernel, or a run
-    too short to be looked at).
+    moment that we looked, ten times a second: the kernel keeps no peaks of them. `cpu_throttled_*`: how long, and in
+    how many periods, `cpu_max` held it back. None: this host does not tell (no such controller, an older kernel, or a
+    run too short to be looked at).
     """
 
     cpu_usage_usec: int | None = None
@@ -110,8 +110,8 @@ class Events(NamedTuple):
     `oom` and `pids_max`: how often the limit was hit (memory.events, pids.events). `oom_kill`: not 0 where the kernel
     killed processes of it for want of memory; of a group that it kills as one (`memory_oom_group`) it counts the chosen
     one twice. `oom_by`: whose limit that was: the run's `own`, one `below` that the command set itself, an `ancestor`'s
-    (a tenant's slice), or the `host`'s whole memory. `oom_cgroup`: the cgroup that was full. `oom_process`: pid and name
-    of the process that the kernel chose last, from its log. `stall`: it was the stall guard that ended it.
+    (a tenant's slice), or the `host`'s whole memory. `oom_cgroup`: the cgroup that was full. `oom_process`: pid and
+    name of the process that the kernel chose last, from its log. `stall`: the stall guard ended it.
     """
 
     oom: int | None = None

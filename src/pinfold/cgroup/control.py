@@ -111,7 +111,7 @@ def _not_there(controller: str, at: Place) -> tuple[str, str]:
     name = {"io": "blkio"}.get(controller, controller)
     if hierarchies.get(name, 0):
         return f"the controller {controller} is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"
-    if name in hierarchies or controller in ("hugetlb",):
+    if name in hierarchies or controller == "hugetlb":
         return f"the controller {controller} is disabled on this host", f"boot with cgroup_enable={name}"
     return f"this kernel has no controller {controller}", "take a kernel that has it"
 

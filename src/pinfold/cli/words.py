@@ -116,9 +116,9 @@ def details(result: Result) -> list[str]:
         *([] if kill is None else [f"empty {readable_span(kill / 1e6)} after the kill"]),
     ]
     place = result.placement
+    where = [place.backend, *([place.unit] if place.unit else []), result.guarantee]
     lines = [
-        f"run {result.run_id} in {place.cgroup} ({place.backend}{f', {place.unit}' if place.unit else ''}, "
-        f"{result.guarantee})",
+        f"run {result.run_id} in {place.cgroup} ({', '.join(where)})",
         *([f"backend {place.backend}: {place.why}"] if place.why else []),
         f"receipt: {', '.join(cleaned)}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +47,12 @@ class Ceilings:
     def look(self, now: float) -> bool:
         """Whether it is stuck at its memory limit. To be asked each `LOOK` seconds."""
         return self._watch is not None and self._watch.look(now)
+
+    def lift_cpu(self) -> None:
+        """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds."""
+        if "cpu_max" in self.limits["applied"]:
+            with contextlib.suppress(CgroupError):
+                self._scope.cgroup.set("cpu.max", "max")
 
     @property
     def parts(self) -> dict[str, int]:
@@ -108,6 +115,4 @@ def _require_stall_guard(scope: Scope) -> None:
     if "memory" not in scope.controllers:
         raise control.unsupported(what, "memory", scope.place)
     if scope.cgroup.read("memory.pressure") is None:
-        raise Unsupported(
-            what, "this kernel does not measure pressure (PSI)", "boot with psi=1 (CONFIG_PSI, Linux 4.20)"
-        )
+        raise Unsupported(what, "this kernel does not measure pressure (PSI)", "boot with psi=1 (Linux 4.20)")

@@ -18,8 +18,10 @@ _LOOK: Final = 0.001
 
 
 def end(run: Supervision) -> None:
-    """Kill and clean up. The lifecycle is not asked, and each step can be done twice: whatever a second exception
-    (another Ctrl-C) cuts short is begun again.
+    """Kill and clean up.
+
+    The lifecycle is not asked, and each step can be done twice: whatever a second exception (another Ctrl-C) cuts short
+    is begun again.
     """
     until = time.monotonic() + KILL_BOUND
     for _ in range(_ATTEMPTS):

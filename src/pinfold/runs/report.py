@@ -27,9 +27,8 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
     Raises the SpawnError of a command that was never started, with the Result in it.
     """
     out, err = run.io.outputs
-    outcome = (
-        "spawn_failed" if run.error else run.life.outcome(run.returncode, own_oom=run.ceilings.events.oom_by == "own")
-    )
+    events = run.ceilings.events
+    outcome = "spawn_failed" if run.error else run.life.outcome(run.returncode, own_oom=events.oom_by == "own")
     result = Result(
         args=args,
         argv=[argument.decode("utf-8", "backslashreplace") for argument in run.command.argv],
@@ -44,7 +43,7 @@ def report(run: Supervision, args: Any, decode: Callable[[bytes | None], Any]) -
         stdout_stream=Stream() if out is None else out.stream(),
         stderr_stream=Stream() if err is None else err.stream(),
         usage=partial(usage, run.accounts, run.ceilings.parts),
-        events=run.ceilings.events,
+        events=events,
         limits=run.ceilings.limits,
         receipt=_receipt(run),
         placement=_placement(run),

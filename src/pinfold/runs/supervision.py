@@ -276,6 +276,7 @@ class Supervision:
             self.kill_rounds = 1
             cgroup.kill()
             self.signal_main(signal.SIGKILL)  # it may have left the cgroup
+            self.ceilings.lift_cpu()
 
     def _name_strays(self) -> None:
         cgroup = self.scope.cgroup
