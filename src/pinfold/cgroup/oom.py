@@ -65,7 +65,7 @@ class CgroupsAbove:
 def verdict(texts: dict[str, str], own: frozenset[str], before: Mapping[str, int], above: CgroupsAbove) -> Verdict:
     """Who killed, by a run's accounts and by what the limits above it counted since `before`. Only if one was killed.
 
-    `own`: the cgroups that carry this run's own limit. `below`: a limit that the command itself set in a cgroup it made.
+    `own`: the cgroups that carry this run's own limit. `below`: one that the command itself set in a cgroup it made.
     """
     local, tree = flat_keyed(texts.get(_LOCAL, "")), flat_keyed(texts.get("memory.events", ""))
     if not tree.get("oom_kill"):

@@ -79,6 +79,7 @@ def _impose(limits: Limits, scope: Scope) -> dict[str, dict[str, Any]]:
     """
     applied: dict[str, Any] = {}
     missing: dict[str, str] = {}
+    asked = limits.asked()
     for setting in limits.settings():
         try:
             if setting.controller not in scope.controllers:
@@ -87,11 +88,13 @@ def _impose(limits: Limits, scope: Scope) -> dict[str, dict[str, Any]]:
         except Error as error:
             if limits.requirement == "required":
                 raise
-            missing[setting.limit] = str(error)
+            if setting.limit in asked:
+                missing[setting.limit] = (
+                    f"{error.found} ({error.fix})" if isinstance(error, Unsupported) else str(error)
+                )
             continue
         before = applied.get(setting.limit)
         applied[setting.limit] = {**before, **value} if isinstance(before, dict) else value
-    asked = limits.asked()
     # Resource limits are set, and read back, between clone and exec: without them there is no run.
     applied |= {name: value for name, value in asked.items() if name in RESOURCES}
     return {"asked": asked, "applied": applied, "missing": missing}
