@@ -29,7 +29,7 @@ class FakeBus:
         self.handlers = {
             "AUTH": lambda _line: self.raw(b"OK 0123456789abcdef0123456789abcdef\r\n"),
             "Hello": lambda _m: ("s", (":1.42",)),
-            "GetNameOwner": lambda _m: ("s", (SYSTEMD,)),
+            "StartServiceByName": lambda _m: ("u", (2,)),  # already running
             "StartTransientUnit": self.job_done,
             "StopUnit": self.job_done,
             "GetUnit": lambda _m: ("o", ("/org/freedesktop/systemd1/unit/x",)),
@@ -39,6 +39,7 @@ class FakeBus:
         self.listener.bind(path)
         self.listener.listen(4)
         self.connection = None
+        self.released = threading.Event()  # for handlers that stand still
         self._serial = 0
         self._thread = threading.Thread(target=self._serve, name="fakebus")
         self._thread.start()

@@ -29,7 +29,7 @@ UNIT = "pinfold-x.scope"
 PROPERTIES = [("PIDs", ("au", [1])), ("Delegate", ("b", True)), ("CollectMode", ("s", "inactive-or-failed"))]
 SHORT = 0.2  # seconds
 SLACK = 0.5 * float(os.environ.get("SLOWNESS", "1"))  # for threads and the machine
-CONNECTING = ["AUTH", "Hello", "GetNameOwner"]
+CONNECTING = ["AUTH", "Hello", "StartServiceByName"]
 STARTING = ["AddMatch", "Subscribe", "StartTransientUnit"]
 
 
@@ -145,7 +145,7 @@ def test_who_may_not_is_told_what_to_use_instead(bus, manager, stage, kind):
     assert "be root" in caught.value.fix
 
 
-@pytest.mark.parametrize("kind", ["ServiceUnknown", "NameHasNoOwner", "NoReply"])
+@pytest.mark.parametrize("kind", ["ServiceUnknown", "NameHasNoOwner", "NoReply", "Spawn.ChildExited"])
 def test_a_systemd_that_leaves_the_bus_is_no_systemd(bus, manager, kind):
     bus.handlers["StartTransientUnit"] = bus.error(f"org.freedesktop.DBus.Error.{kind}", "gone")
     with pytest.raises(NoSystemd, match="left the bus"):
@@ -326,7 +326,7 @@ def test_a_refused_hello_is_no_systemd(bus):
 
 
 def test_a_bus_without_systemd_is_no_systemd(bus):
-    bus.handlers["GetNameOwner"] = bus.error("org.freedesktop.DBus.Error.NameHasNoOwner", "no owner")
+    bus.handlers["StartServiceByName"] = bus.error("org.freedesktop.DBus.Error.Spawn.ChildExited", "exited with 1")
     with pytest.raises(NoSystemd, match="no systemd on the bus at /"):
         Manager.connect(user=False)
 
@@ -376,6 +376,30 @@ def test_stopping_waits_for_the_job_and_forgets_the_failure(bus, manager):
     manager.stop(UNIT, 5)
     manager.version()
     assert bus.members()[3:7] == ["AddMatch", "Subscribe", "StopUnit", "ResetFailedUnit"]
+
+
+def test_a_stop_that_takes_too_long_leaves_the_connection_usable(bus, manager):
+    """There was no time left for ResetFailedUnit, of which nothing was sent then."""
+    bus.handlers["StopUnit"] = lambda _message: ("o", (fakebus.JOB,))
+    with within(SHORT):
+        manager.stop(UNIT, SHORT)
+    assert manager.active_state(UNIT) == "active"
+    assert "ResetFailedUnit" not in bus.members()
+
+
+def test_nobody_who_takes_what_is_sent_ends_in_time_and_ends_the_connection(bus, manager):
+    def stand_still(message):
+        bus.reply(message)
+        bus.released.wait(5)
+        raise fakebus.Closed
+
+    bus.handlers["Subscribe"] = stand_still
+    more_than_the_socket_holds = [("Description", ("s", "x" * 1_000_000))]
+    with within(SHORT), pytest.raises(UnitError, match="nobody takes what is sent"):
+        manager.start_scope(UNIT, more_than_the_socket_holds, deadline=SHORT)
+    with pytest.raises(NoSystemd, match="by half"):
+        manager.version()
+    bus.released.set()
 
 
 def test_stopping_what_is_not_there_still_forgets_its_failure(bus, manager):

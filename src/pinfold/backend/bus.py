@@ -16,8 +16,6 @@ from typing import Any, Final, NamedTuple, NoReturn, Self
 
 MESSAGE_MAX: Final = 1 << 20  # bytes; a bus may send 128 MiB, what we ask for is some hundred bytes
 _CONNECT_LOOK: Final = 0.005  # seconds between attempts while the bus' backlog of connections is full
-_NO_REPLY_EXPECTED: Final = 1
-_NO_AUTO_START: Final = 2
 
 
 class BusError(Exception):
@@ -118,18 +116,21 @@ class Bus:
         from jeepney import MessageFlag, new_method_call
 
         message = new_method_call(target, member, signature or None, body)
-        # Where there is no systemd, the bus would otherwise start the /bin/false that systemd's own activation file
-        # of org.freedesktop.systemd1 names, and fail a little later and less clearly.
-        message.header.flags = MessageFlag(_NO_AUTO_START | (0 if answered else _NO_REPLY_EXPECTED))
+        if not answered:
+            message.header.flags = MessageFlag.no_reply_expected
         self._serial += 1
         data = message.serialise(serial=self._serial)
         if self._lost is not None:
             raise BusLost(self._lost)
         try:
-            self._socket.settimeout(_left(end))
+            left = _left(end)
+        except TimeoutError as error:
+            raise BusTimeout("no time is left to ask") from error
+        try:
+            self._socket.settimeout(left)
             self._socket.sendall(data)
         except TimeoutError as error:
-            self._lose("a message went out by half")
+            self._drop("a message went out by half")
             raise BusTimeout("nobody takes what is sent") from error
         except OSError as error:
             self._lose(_words(error), error)
@@ -200,9 +201,12 @@ class Bus:
             self._parser.add_data(data)
 
     def _lose(self, why: str, cause: BaseException | None = None) -> NoReturn:
+        self._drop(why)
+        raise BusLost(why) from cause
+
+    def _drop(self, why: str) -> None:
         self._lost = why
         self._socket.close()
-        raise BusLost(why) from cause
 
 
 def _left(end: float) -> float:

@@ -82,11 +82,14 @@ class Manager:
                 fix="use the backend cgroupfs, or a systemd inside the container",
             )
         try:
-            bus.call(THE_BUS, "GetNameOwner", "s", (_NAME,), end=end)
+            # The user's bus is started by its first client, which may be us, and the manager connects to it only then.
+            # Asked to start the manager, the bus waits for it (dbus-daemon --systemd-activation, dbus-broker alike);
+            # one without systemd runs the /bin/false that systemd's activation file names. It costs what a look does.
+            bus.call(THE_BUS, "StartServiceByName", "su", (_NAME, 0), end=end)
         except BusRefused as error:
             raise _no_systemd(f"there is no systemd on the bus at {where}: {error}", user=user) from error
         except BusError as error:
-            raise _no_systemd(f"{where}: GetNameOwner: {error}", user=user) from error
+            raise _no_systemd(f"{where}: waiting for systemd: {error}", user=user) from error
         return cls(bus, where, user=user)
 
     def start_scope(
@@ -164,7 +167,7 @@ class Manager:
             if kind in _DENIED:
                 found = f"{op} {unit}: may not be used: {error}"
                 raise _no_systemd(found, user=self._user, fix=self._permission()) from error
-            if kind in _ABSENT:
+            if kind in _ABSENT or ".Spawn." in error.name:
                 raise _no_systemd(f"{op} {unit}: systemd has left the bus: {error}", user=self._user) from error
             raise UnitError(unit, op, str(error), self._see(unit)) from error
         finally:

@@ -1,0 +1,71 @@
+"""The tests' own look at systemd, by systemctl(1), and the check that no unit of ours is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+
+import pytest
+
+from pinfold.backend.manager import Manager
+
+USER = os.geteuid() != 0
+DEADLINE = 5.0 * float(os.environ.get("SLOWNESS", "1"))
+SLICE = "pinfold.slice"  # stays active once it was used, as slices do, until it is stopped
+
+
+def _systemctl(*arguments: str, check: bool = True) -> str:
+    argv = ["systemctl", *(["--user"] if USER else []), "--no-pager", *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    if check and done.returncode:
+        pytest.fail(f"{' '.join(argv)}: {done.stderr}")
+    return done.stdout.strip()
+
+
+def _units() -> list[str]:
+    lines = _systemctl("list-units", "--all", "--plain", "--no-legend", "pinfold*").splitlines()
+    return [line for line in lines if line.split()[0] != SLICE]
+
+
+@pytest.fixture(scope="session")
+def booted():
+    """Skips where systemd is not the init, as sd_booted(3) finds out."""
+    if not os.path.isdir("/run/systemd/system"):
+        pytest.skip("needs a system that was booted with systemd")
+
+
+@pytest.fixture
+def systemctl(booted):
+    """Run systemctl(1) for our manager, and return what it says: `systemctl("show", unit, check=False)`."""
+    return _systemctl
+
+
+@pytest.fixture
+def manager(booted):
+    """A connection to our manager: the system's for root, the user's for others."""
+    with Manager.connect(user=USER) as manager:
+        yield manager
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_slice_left():
+    """The slice that the tests' scopes lie in is stopped at the end."""
+    yield
+    if os.path.isdir("/run/systemd/system"):
+        _systemctl("stop", SLICE)
+
+
+@pytest.fixture(autouse=True)
+def no_units_left(no_leaks):
+    """After each test: no unit of ours, not even a failed one. systemd collects them on its own time."""
+    yield
+    if not os.path.isdir("/run/systemd/system"):
+        return
+    end = time.monotonic() + DEADLINE
+    while left := _units():
+        if time.monotonic() > end:
+            names = [line.split()[0] for line in left]
+            _systemctl("kill", "--signal=KILL", *names, check=False)
+            _systemctl("reset-failed", *names, check=False)
+            pytest.fail(f"units left behind: {left}")
