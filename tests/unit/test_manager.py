@@ -72,7 +72,7 @@ def test_a_scope_is_started_though_its_job_ends_before_the_reply(bus, manager):
     manager.version()  # everything before it has been read
     assert bus.members() == [*CONNECTING, *STARTING, "RemoveMatch", "Unsubscribe", "Get"]
     name, mode, properties, aux = dict(bus.calls)["StartTransientUnit"]
-    assert (name, mode, properties, aux) == (UNIT, "fail", PROPERTIES, [])
+    assert (name, mode, properties, aux) == (UNIT, "replace", PROPERTIES, [])
 
 
 def test_only_the_jobs_of_this_unit_are_asked_for_and_no_longer_than_needed(bus, manager):

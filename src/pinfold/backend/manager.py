@@ -19,6 +19,9 @@ from pinfold.errors import NoSystemd, UnitError
 
 __all__ = ["CLEAN_BOUND", "CONNECT_DEADLINE", "LOOK_DEADLINE", "START_DEADLINE", "Manager", "bus_address"]
 
+Property = tuple[str, tuple[str, Any]]
+Aux = tuple[str, list[Property]]
+
 CONNECT_DEADLINE: Final = 5.0  # seconds, all four; a connect takes milliseconds, and so does a start
 START_DEADLINE: Final = 10.0
 LOOK_DEADLINE: Final = 1.0
@@ -93,17 +96,28 @@ class Manager:
         return cls(bus, where, user=user)
 
     def start_scope(
-        self, name: str, properties: list[tuple[str, tuple[str, Any]]], deadline: float = START_DEADLINE
+        self,
+        name: str,
+        properties: list[Property],
+        deadline: float = START_DEADLINE,
+        *,
+        passing_slice: str | None = None,
     ) -> None:
         """Start a transient scope and wait until it is active.
 
-        `properties`: (name, (D-Bus signature, value)), such as ("PIDs", ("au", [pid])); systemd.scope(5). What fails
-        is undone: no such unit is left, not even a failed one. That may take CLEAN_BOUND longer than the deadline.
+        `properties`: (name, (D-Bus signature, value)), such as ("PIDs", ("au", [pid])); systemd.scope(5).
+        `passing_slice`: if there is no such slice yet, one is made that goes with its last unit. What fails is undone: no such unit is left, not even a failed one. That may take CLEAN_BOUND longer than the deadline.
 
         Raises NoSystemd (no connection, not permitted) or UnitError (refused, failed, not in time).
         """
         with self._turn("start", name, deadline) as end:
-            result = self._start(name, properties, end)
+            slices = [] if passing_slice is None else [(passing_slice, [("StopWhenUnneeded", ("b", True))])]
+            try:
+                result = self._start(name, properties, slices, end)
+            except BusRefused as error:
+                if passing_slice is None or passing_slice not in str(error):
+                    raise
+                result = self._start(name, properties, [], end)  # it is there, somebody else's or from before
         if result != "done":
             raise UnitError(name, "start", f"its job ended as {result!r}", self._see(name))
 
@@ -193,11 +207,11 @@ class Manager:
                 self._bus.send(THE_BUS, "RemoveMatch", "s", (rule,), end=later, answered=False)
                 self._bus.send(_MANAGER, "Unsubscribe", end=later, answered=False)
 
-    def _start(self, name: str, properties: list[tuple[str, tuple[str, Any]]], end: float) -> str:
+    def _start(self, name: str, properties: list[Property], slices: list[Aux], end: float) -> str:
         """The result of the job."""
         with self._watching(name, end):
-            # "fail": a job that is queued for this unit is none of ours.
-            body: tuple[Any, ...] = (name, "fail", properties, [])
+            # "replace": our slice may just be on its way out. A unit of this name is an error in any mode.
+            body: tuple[Any, ...] = (name, "replace", properties, slices)
             serial = self._bus.send(_MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", body, end=end)
             job = None
             try:

@@ -12,13 +12,12 @@ from pinfold.backend import Asked, Scope
 from pinfold.backend.bus_address import bus_address
 from pinfold.backend.manager import Manager
 from pinfold.backend.pen import Pen
-from pinfold.backend.unit import Property, ScopeUnit
+from pinfold.backend.unit import SLICE, Property, ScopeUnit
 from pinfold.backend.unit_names import unit_name
 from pinfold.cgroup import control, delegation, tree
 from pinfold.errors import CgroupError, NoSystemd, NotDelegated
 from pinfold.result import Placement
 
-SLICE: Final = "pinfold.slice"
 PREFIX: Final = "pinfold-"
 RUNS: Final = "runs"
 

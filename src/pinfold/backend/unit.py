@@ -22,6 +22,7 @@ from pinfold.errors import Error, UnitError
 if TYPE_CHECKING:
     from pinfold.backend.manager import Manager
 
+SLICE: Final = "pinfold.slice"
 GUARD: Final = "guard"
 CALLER: Final = "caller"
 _STOP_USEC: Final = 10_000_000  # for a stop from outside, until systemd kills what has not obeyed
@@ -54,7 +55,7 @@ class ScopeUnit:
                 # Or DefaultTasksMax= would be a limit that nobody asked for.
                 *([] if any(key == "TasksMax" for key, _ in properties) else [("TasksMax", ("t", _INFINITE))]),
                 *properties,
-            ])  # fmt: skip
+            ], passing_slice=slice_name if slice_name == SLICE else None)  # fmt: skip
             self.place = self._where_the_guard_is()
             # It cannot give controllers to those below while it holds processes itself.
             delegation.move(self.place, GUARD, [self._guard.pid])
