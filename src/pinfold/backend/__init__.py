@@ -72,6 +72,11 @@ class Backend(Protocol):
         """Whether it carries our owner record."""
         ...
 
+    @property
+    def lost(self) -> bool:
+        """Whether somebody has taken away what the backend made: no run can be started any more."""
+        ...
+
     def scope(self, asked: Asked) -> Scope:
         """The cgroup of one run, never used before, with the controllers it needs as far as this host has them."""
         ...

@@ -38,6 +38,8 @@ class CgroupfsBackend:
         self._pen = Pen(self._above, BASE_PREFIX + os.urandom(6).hex(), placement, spare=spare)
         self.path, self.signed = self._pen.place.path, self._pen.signed
 
+    lost: Final = False  # nobody manages these cgroups but us
+
     def scope(self, asked: Asked) -> Scope:
         """The cgroup of one run. Raises CgroupError, and Unsupported for a unit of its own."""
         if asked.unit is not None:

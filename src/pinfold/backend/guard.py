@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 from typing import Final
 
@@ -48,14 +49,13 @@ class Guard:
         finally:
             os.close(reads)
 
-    def ended(self) -> bool:
-        """Whether it has ended; it is not reaped by this."""
+    def ended(self, within: float = 0.0) -> bool:
+        """Whether it has ended, or does so in the next seconds; it is not reaped by this."""
         if self.fd < 0:
             return True
-        try:
-            return os.waitid(os.P_PIDFD, self.fd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        except ChildProcessError:  # the host program takes every child's status
-            return True
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(within * 1000))
 
     def end(self) -> None:
         """End and reap it; twice is no harm."""

@@ -15,7 +15,7 @@ from pinfold.backend.pen import Pen
 from pinfold.backend.unit import SLICE, Property, ScopeUnit
 from pinfold.backend.unit_names import unit_name
 from pinfold.cgroup import control, delegation, tree
-from pinfold.errors import CgroupError, NoSystemd, NotDelegated
+from pinfold.errors import NoSystemd, NotDelegated
 from pinfold.result import Placement
 
 PREFIX: Final = "pinfold-"
@@ -119,14 +119,15 @@ class SystemdBackend:
         if asked.unit is not None or self._scope_per_run:
             return self._scope_of_its_own(asked)
         assert self._fold is not None
+        if self.lost:
+            raise NoSystemd(f"the scope {self._fold.unit.name}", "it was stopped from outside", "open a new fold")
         self._fold.provide(asked.controllers)
-        try:
-            return self._fold.pen.scope()
-        except CgroupError as error:
-            if self._fold.unit.lost:
-                found = "it was stopped from outside"
-                raise NoSystemd(f"the scope {self._fold.unit.name}", found, "open a new fold") from error
-            raise
+        return self._fold.pen.scope()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the fold's scope was stopped from outside."""
+        return self._fold is not None and self._fold.unit.lost
 
     def _scope_of_its_own(self, asked: Asked) -> Scope:
         properties: list[Property] = []

@@ -10,6 +10,7 @@ SLICE
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ GUARD: Final = "guard"
 CALLER: Final = "caller"
 _STOP_USEC: Final = 10_000_000  # for a stop from outside, until systemd kills what has not obeyed
 _ASK_BOUND: Final = 1.0  # seconds, for the manager to say what became of the scope
+_DYING: Final = 0.01
 _LEAF_BOUND: Final = 1.0
 _LOOK: Final = 0.001
 _INFINITE: Final = 2**64 - 1
@@ -83,14 +85,17 @@ class ScopeUnit:
         return self._guard.ended()
 
     def revoked(self) -> bool:
-        """Whether systemd has stopped the scope, or is about to; if it cannot be asked: whether the guard has ended."""
+        """Whether the scope has been stopped from outside, or killed as a whole, or that is under way."""
         from pinfold.backend.manager import Manager
 
-        try:
+        if self.lost:
+            return True
+        with contextlib.suppress(Error):
             with Manager.connect(user=self._user, deadline=_ASK_BOUND) as manager:
-                return manager.active_state(self.name, deadline=_ASK_BOUND) != "active"
-        except Error:
-            return self.lost
+                if manager.active_state(self.name, deadline=_ASK_BOUND) != "active":
+                    return True
+        # systemd signals all of a unit before it answers the next call: the guard may only have to die yet.
+        return self._guard.ended(within=_DYING)
 
     def release(self) -> None:
         """End the guard and remove its leaf: systemd collects the scope once it is empty. Twice is no harm."""

@@ -65,11 +65,15 @@ class Cgroup:
 
     def populated(self) -> bool:
         """Whether a live process is in it or below. Zombies do not count; 1 us on the kept fd."""
+        return "populated 1" in self._reread("cgroup.events")
+
+    def _reread(self, file: str) -> str:
+        """The text of an open file; none if the cgroup was removed beneath us, which the kernel allows when empty."""
         try:
-            return "populated 1" in reread(self._fds["cgroup.events"])
+            return reread(self._fds[file])
         except OSError as error:
-            if error.errno in _GONE:  # removed beneath us, which the kernel allows only when empty
-                return False
+            if error.errno in _GONE:
+                return ""
             raise
 
     def kill(self) -> None:
@@ -91,7 +95,8 @@ class Cgroup:
 
     def frozen(self) -> bool:
         """Whether all its processes have come to a stop."""
-        return "frozen 1" in reread(self._fds["cgroup.events"])
+        text = self._reread("cgroup.events")
+        return not text or "frozen 1" in text
 
     @property
     def events(self) -> int:
@@ -182,7 +187,7 @@ class Cgroup:
 
     def cpu_usec(self) -> int:
         """CPU time of the tree so far, in microseconds (cpu.stat, with or without the cpu controller)."""
-        return flat_keyed(reread(self._fds["cpu.stat"])).get("usage_usec", 0)
+        return flat_keyed(self._reread("cpu.stat")).get("usage_usec", 0)
 
     def remove(self) -> bool:
         """rmdir it and everything the command made below it. False: something is still in it; try again."""

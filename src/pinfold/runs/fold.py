@@ -99,6 +99,11 @@ class Fold:
             raise Error("this fold is closed")
 
     @property
+    def lost(self) -> bool:
+        """Whether the fold's scope was stopped from outside: its runs are canceled, and it starts no others."""
+        return self._backend.lost
+
+    @property
     def path(self) -> str:
         """The base cgroup, as /proc/PID/cgroup writes it."""
         return self._backend.path
@@ -156,9 +161,12 @@ def default_fold(**options: Unpack[FoldOptions]) -> Fold:
     """
     global _default
     fold = _default
-    if fold is not None and not options:
+    if fold is not None and not options and not fold.lost:
         return fold
     with _opening:
+        if _default is not None and _default.lost:
+            _default.close()
+            _default = None
         if _default is not None and options:
             raise UsageError(f"the default fold is open already: say {', '.join(options)} before the first run")
         if _default is None:
