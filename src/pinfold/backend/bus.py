@@ -221,16 +221,16 @@ def _words(error: BaseException) -> str:
 
 
 def _connect(sock: socket.socket, address: bytes, end: float) -> None:
+    late = "no answer in time"
     while True:
         try:
             sock.settimeout(_left(end))
             sock.connect(address)
         except TimeoutError as error:
-            raise BusTimeout("no answer in time") from error
-        except BlockingIOError as error:
+            raise BusTimeout(late) from error
+        except BlockingIOError:
             # A full backlog is EAGAIN for a unix socket that does not block (connect(2)), and it never polls as ready.
-            if time.monotonic() + _CONNECT_LOOK > end:
-                raise BusTimeout("the bus takes no more connections") from error
+            late = "the bus takes no more connections"
             time.sleep(_CONNECT_LOOK)
         else:
             return
