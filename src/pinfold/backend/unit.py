@@ -90,10 +90,9 @@ class ScopeUnit:
 
         if self.lost:
             return True
-        with contextlib.suppress(Error):
-            with Manager.connect(user=self._user, deadline=_ASK_BOUND) as manager:
-                if manager.active_state(self.name, deadline=_ASK_BOUND) != "active":
-                    return True
+        with contextlib.suppress(Error), Manager.connect(user=self._user, deadline=_ASK_BOUND) as manager:
+            if manager.active_state(self.name, deadline=_ASK_BOUND) != "active":
+                return True
         # systemd signals all of a unit before it answers the next call: the guard may only have to die yet.
         return self._guard.ended(within=_DYING)
 
