@@ -32,13 +32,10 @@ def _place() -> tree.Place | None:
 
 @pytest.fixture(scope="session")
 def session_cgroup():
-    """A cgroup that everything the test process makes appears in; its directory, or None without cgroup2."""
+    """A cgroup that holds the test process and everything it makes itself; its directory, or None without cgroup2."""
     place = _place()
     if place is None:
         yield None
-        return
-    if BACKEND == "systemd":
-        yield slice_directory()
         return
     home = Path(place.directory)
     own = home / f"pinfold-tests-{os.getpid()}"
@@ -74,8 +71,10 @@ def _seat(place: tree.Place, own: Path) -> Path:
     return seat
 
 
-def slice_directory() -> Path:
-    """The cgroup of pinfold.slice, whether it is there or not."""
+def slice_directory() -> Path | None:
+    """The cgroup of pinfold.slice, whether it is there or not; None without systemd."""
+    if not delegation.systemd_is_running():
+        return None
     own = tree.own_place()
     top = Path(own.directory.removesuffix(own.path))
     uid = os.geteuid()
@@ -121,7 +120,7 @@ def _snapshot(directory: Path | None):
         open_fds(),
         {p.pid for p in psutil.Process().children(recursive=True)},
         {t.name for t in threading.enumerate()},
-        cgroups_below(directory),
+        cgroups_below(directory) | (cgroups_below(slice_directory()) if directory else set()),
     )
 
 

@@ -21,12 +21,16 @@ from typing import Any
 import pytest
 
 import pinfold
+from pinfold.cgroup import tree
 
 CORPUS = Path(__file__).parent / "corpus"
 ENTER = Path(__file__).parent / "enter.py"
 NOBODY = 65534
 # Who runs pinfold: root can also become others, anybody else only is who they are.
 CALLERS = {"root": 0, "nobody": NOBODY} if os.geteuid() == 0 else {"user": os.geteuid()}
+BY_SYSTEMD = os.environ.get("PINFOLD_BACKEND") == "systemd"
+if BY_SYSTEMD:
+    CALLERS.pop("nobody", None)  # has no manager
 SETTLED = 0.2  # the corpus' bound: what is still there this long after the return was left behind
 HANGS = 60.0
 ROUNDS = int(os.environ.get("ROUNDS", "5"))
@@ -108,10 +112,11 @@ class Caller:
                 process.kill()
                 process.wait(HANGS)
             wall = time.monotonic() - start
-            processes, cgroups = _leftovers(cgroup, token)
+            result = work / ".result"
+            text = result.read_text() if result.exists() else ""
+            processes, cgroups = _leftovers([cgroup, *_scope(text)], token)
             nonblocking = streams.nonblocking()
             unfinished = streams.finish()
-            text = (work / ".result").read_text() if (work / ".result").exists() else ""
             files = sorted(p.name for p in work.iterdir() if p.name != ".result")
             for pid in processes:
                 with contextlib.suppress(OSError):
@@ -212,11 +217,22 @@ def _below(cgroup: Path) -> list[str]:
     return [root for root, _dirs, _files in os.walk(cgroup) if root != str(cgroup)]
 
 
-def _leftovers(cgroup: Path, token: str) -> tuple[list[str], list[str]]:
+def _scope(result: str) -> list[Path]:
+    """The directory of the scope that systemd made for a run, if it did."""
+    placement = json.loads(result)["placement"] if result else {}
+    if not placement.get("unit"):
+        return []
+    own = tree.own_place()
+    top = own.directory.removesuffix(own.path.rstrip("/"))
+    return [Path(top + placement["cgroup"].partition(placement["unit"])[0] + placement["unit"])]
+
+
+def _leftovers(homes: list[Path], token: str) -> tuple[list[str], list[str]]:
     """Processes (by token and by membership) and cgroups; as soon as there are none, else after SETTLED seconds."""
     end = time.monotonic() + SETTLED
     while True:
-        processes, cgroups = with_token(token) + _members(cgroup), _below(cgroup)
+        processes = with_token(token) + [pid for home in homes for pid in _members(home)]
+        cgroups = [cgroup for home in homes for cgroup in _below(home)] + [str(p) for p in homes[1:] if p.exists()]
         if not (processes or cgroups) or time.monotonic() > end:
             return processes, cgroups
         os.sched_yield()

@@ -61,12 +61,26 @@ def test_descriptors_are_blocking_again_after_a_timeout_too(caller):
     assert (ending.code, ending.nonblocking) == (124, [])
 
 
-def test_memory_limit_that_cannot_be_kept_is_refused(caller, compiled):
-    ending = caller.run(compiled("mt_memory_hog.py"), "--memory", "64M")
-    assert ending.code == 125
-    assert ending.err.count(b"\n") == 1
-    assert b"not available yet" in ending.err
+def test_memory_limit_holds_a_hog_or_is_refused(caller, compiled):
+    ending = caller.run(compiled("mt_memory_hog.py"), "--memory", "64M", "--swap", "0", "--timeout", "30")
     assert not ending.cgroups
+    assert ending.err.count(b"\n") == 1
+    if ending.result is None:
+        assert (ending.code, b"controller memory" in ending.err) == (125, True)
+        return
+    assert (ending.code, ending.result["outcome"], ending.result["events"]["oom_by"]) == (137, "oom_killed", "own")
+    assert ending.result["usage"]["memory_peak"] <= 64 << 20
+
+
+def test_fork_bomb_is_held_at_its_limit_or_refused(caller, compiled):
+    ending = caller.run(compiled("out_forkbomb.py"), "--pids", "32", "--timeout", "3")
+    assert (ending.processes, ending.cgroups) == ([], [])
+    if ending.result is None:
+        assert (ending.code, b"controller pids" in ending.err) == (125, True)
+        return
+    assert (ending.code, ending.result["outcome"]) == (124, "timed_out")
+    assert ending.result["usage"]["pids_peak"] == 32
+    assert ending.result["events"]["pids_max"] > 0
 
 
 def test_other_tenants_run_while_one_hoards_handles(caller, compiled):

@@ -73,6 +73,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def guard(self) -> int | None:
+        """The pid of the process that we have beside the runs, if there is one: a child of this process."""
+        ...
+
+    @property
     def lost(self) -> bool:
         """Whether somebody has taken away what the backend made: no run can be started any more."""
         ...

@@ -39,6 +39,7 @@ class CgroupfsBackend:
         self.path, self.signed = self._pen.place.path, self._pen.signed
 
     lost: Final = False  # nobody manages these cgroups but us
+    guard: Final = None
 
     def scope(self, asked: Asked) -> Scope:
         """The cgroup of one run. Raises CgroupError, and Unsupported for a unit of its own."""

@@ -106,7 +106,8 @@ class Manager:
         """Start a transient scope and wait until it is active.
 
         `properties`: (name, (D-Bus signature, value)), such as ("PIDs", ("au", [pid])); systemd.scope(5).
-        `passing_slice`: if there is no such slice yet, one is made that goes with its last unit. What fails is undone: no such unit is left, not even a failed one. That may take CLEAN_BOUND longer than the deadline.
+        `passing_slice`: if there is no such slice yet, one is made that goes with its last unit. What fails is undone:
+        no such unit is left, not even a failed one. That may take CLEAN_BOUND longer than the deadline.
 
         Raises NoSystemd (no connection, not permitted) or UnitError (refused, failed, not in time).
         """

@@ -125,6 +125,11 @@ class SystemdBackend:
         return self._fold.pen.scope()
 
     @property
+    def guard(self) -> int | None:
+        """The pid of the fold's guard."""
+        return None if self._fold is None else self._fold.unit.guard
+
+    @property
     def lost(self) -> bool:
         """Whether the fold's scope was stopped from outside."""
         return self._fold is not None and self._fold.unit.lost

@@ -80,6 +80,11 @@ class ScopeUnit:
         return self._guard.fd
 
     @property
+    def guard(self) -> int:
+        """The pid of the guard."""
+        return self._guard.pid
+
+    @property
     def lost(self) -> bool:
         """Whether the guard has ended without us."""
         return self._guard.ended()

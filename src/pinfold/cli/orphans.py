@@ -37,19 +37,17 @@ class Orphans:
             while self.adopting and (info := os.waitid(os.P_ALL, 0, _PEEK)) and info.si_pid != main:
                 os.waitpid(info.si_pid, 0)
 
-    def sweep(self) -> list[Stray]:
-        """After the run: kill what is left of the family, until nothing is; returns whom it met alive."""
+    def sweep(self, keep: int | None = None) -> list[Stray]:
+        """After the run: kill what is left of the family but the fold's guard; returns whom it met alive."""
         found: list[Stray] = []
         end = time.monotonic() + _SWEEP_BOUND
-        while self.adopting and _have_children() and time.monotonic() < end:
-            living = _living_descendants()
+        while self.adopting and _have_children(but=keep) and time.monotonic() < end:
+            living = [pid for pid in _living_descendants() if pid != keep]
             found += strays.describe([pid for pid in living if pid not in {stray.pid for stray in found}])
             for pid in living:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+            self.reap(keep or 0)
         return found
 
 
@@ -57,12 +55,25 @@ def _become_subreaper() -> bool:
     return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
 
 
-def _have_children() -> bool:
+def _have_children(but: int | None = None) -> bool:
+    if but is None:
+        try:
+            os.waitid(os.P_ALL, 0, _PEEK)
+        except ChildProcessError:
+            return False
+        return True
     try:
-        os.waitid(os.P_ALL, 0, _PEEK)
-    except ChildProcessError:
-        return False
-    return True
+        return bool(_children() - {but})
+    except OSError:  # CONFIG_PROC_CHILDREN is off
+        return bool(set(_living_descendants()) - {but})
+
+
+def _children() -> set[int]:
+    found: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+            found.update(map(int, file.read().split()))
+    return found
 
 
 def _living_descendants() -> list[int]:

@@ -114,8 +114,8 @@ def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple
             run = fold.start(argv, policy=policy, **arguments)
             signals.attend(run, lambda: orphans.reap(run.pid))
             result = run.wait()
-        # After the fold's end: its guard is a child of ours as well.
-        result.receipt = result.receipt._replace(escaped_processes=orphans.sweep())
+            escaped = orphans.sweep(keep=fold.guard)
+            result.receipt = result.receipt._replace(escaped_processes=escaped)
     finally:
         signals.close()
     return result, signals.ended_by

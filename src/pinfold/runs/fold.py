@@ -99,6 +99,11 @@ class Fold:
             raise Error("this fold is closed")
 
     @property
+    def guard(self) -> int | None:
+        """The pid of the fold's guard, a child of this process, where it has one (backend systemd)."""
+        return self._backend.guard
+
+    @property
     def lost(self) -> bool:
         """Whether the fold's scope was stopped from outside: its runs are canceled, and it starts no others."""
         return self._backend.lost
