@@ -12,7 +12,6 @@ from pinfold.backend.manager import Manager
 
 USER = os.geteuid() != 0
 DEADLINE = 5.0 * float(os.environ.get("SLOWNESS", "1"))
-SLICE = "pinfold.slice"  # stays active once it was used, as slices do, until it is stopped
 
 
 def _systemctl(*arguments: str, check: bool = True) -> str:
@@ -24,8 +23,7 @@ def _systemctl(*arguments: str, check: bool = True) -> str:
 
 
 def _units() -> list[str]:
-    lines = _systemctl("list-units", "--all", "--plain", "--no-legend", "pinfold*").splitlines()
-    return [line for line in lines if line.split()[0] != SLICE]
+    return _systemctl("list-units", "--all", "--plain", "--no-legend", "pinfold*").splitlines()
 
 
 @pytest.fixture(scope="session")
@@ -48,12 +46,16 @@ def manager(booted):
         yield manager
 
 
-@pytest.fixture(scope="session", autouse=True)
-def no_slice_left():
-    """The slice that the tests' scopes lie in is stopped at the end."""
-    yield
-    if os.path.isdir("/run/systemd/system"):
-        _systemctl("stop", SLICE)
+@pytest.fixture
+def units(booted):
+    """Our units, as `systemctl list-units --all 'pinfold*'` has them: a line each."""
+    return _units
+
+
+@pytest.fixture
+def show(systemctl):
+    """One property of a unit."""
+    return lambda unit, name: systemctl("show", "--property", name, "--value", unit)
 
 
 @pytest.fixture(autouse=True)
