@@ -9,6 +9,9 @@ import threading
 import pytest
 from hypothesis import settings
 
+from pinfold.cgroup.files import Hierarchy
+from pinfold.cgroup.tree import Place
+
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "pinfold-hypothesis"))
 settings.register_profile("unit", deadline=None, database=None, print_blob=True, max_examples=60)
 settings.load_profile("unit")
@@ -41,3 +44,62 @@ def no_leaks():
     before = _held()
     yield
     assert not _held() - before, "left behind"
+
+
+class FakeCgroups:
+    """A hierarchy of cgroups in a temp dir, of which `write` is what the kernel does with a write to their files."""
+
+    def __init__(self, root):
+        self.root, self.written, self.refuses = root, [], {}  # what a write to a file is answered with, by its path
+
+    def add(self, path, has="", gives="", holds="", **files):
+        """One cgroup. `holds`: its processes. Other files by their names, with `_` for `.`; None: no such file."""
+        directory = self.directory(path)
+        directory.mkdir(parents=True, exist_ok=True)
+        texts = {"cgroup.type": "domain\n", "cgroup.controllers": has + "\n", "cgroup.subtree_control": gives + "\n"}
+        texts["cgroup.procs"] = "".join(f"{pid}\n" for pid in holds.split())
+        texts |= {name.replace("_", "."): text for name, text in files.items()}
+        for name, text in texts.items():
+            if text is not None:
+                (directory / name).write_text(text)
+        return self.place(path)
+
+    def directory(self, path):
+        return self.root / path.strip("/") if path.strip("/") else self.root
+
+    def place(self, path):
+        return Place(str(self.directory(path)), path, Hierarchy(self.root.stat().st_dev))
+
+    def text(self, path, file):
+        return (self.directory(path) / file).read_text()
+
+    def write(self, fd, data):
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if not path.startswith(f"{self.root}/"):
+            return WRITE(fd, data)
+        file, value = path.removeprefix(str(self.root)), data.decode()
+        self.written.append((file, value))
+        if (answer := self.refuses.get(file) or self.refuses.get(value)) is not None:
+            raise answer
+        with open(path) as text:
+            before = text.read().split()
+        after = [*before, value.removeprefix("+")]
+        if file.endswith("cgroup.procs"):
+            for procs in self.root.rglob("cgroup.procs"):
+                procs.write_text("".join(f"{pid}\n" for pid in procs.read_text().split() if pid != value))
+        with open(path, "w") as text:
+            text.write("\n".join(after) + "\n" if file.endswith("cgroup.procs") else " ".join(after) + "\n")
+        return len(data)
+
+
+WRITE = os.write
+
+
+@pytest.fixture
+def cgroups(tmp_path, monkeypatch):
+    """Fake cgroups: `cgroups.add("/a", has="cpu memory", gives="cpu", holds="17")`."""
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    fake = FakeCgroups(root)
+    monkeypatch.setattr(os, "write", fake.write)
+    return fake

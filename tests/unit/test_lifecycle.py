@@ -12,7 +12,8 @@ from pinfold.runs import lifecycle
 from pinfold.runs.lifecycle import CAUSES, Action, Event, Lifecycle, State, table
 
 s, e, a = State, Event, Action
-GENTLE = CAUSES - {e.ABORTED}
+AT_ONCE = {e.ABORTED, e.STALLED, e.REVOKED}  # no signal and no grace, whatever the grace is
+GENTLE = CAUSES - AT_ONCE
 FINISH = (a.CLOSE, a.MEASURE, a.REMOVE)
 KILL = (s.KILLING, (a.KILL,))
 
@@ -26,7 +27,6 @@ ROWS = {
     (s.STOPPING, e.EXITED): (s.STOPPING, (a.WATCH_EMPTY,)),
     (s.STOPPING, e.EMPTY): KILL,
     (s.STOPPING, e.GRACE_OVER): KILL,
-    (s.STOPPING, e.ABORTED): KILL,
     (s.STOPPING, e.OUTPUT_EXCEEDED): KILL,
     (s.KILLING, e.STILL_POPULATED): (s.KILLING, (a.KILL_EACH,)),
     (s.KILLING, e.EMPTY): (s.DRAINING, (a.DRAIN,)),
@@ -34,7 +34,7 @@ ROWS = {
     (s.DRAINING, e.DRAINED): (s.ENDED, FINISH),
     (s.DRAINING, e.DRAIN_OVER): (s.ENDED, (a.NAME_HELD, *FINISH)),
     **{(s.RUNNING, cause): "stop" for cause in GENTLE},
-    (s.RUNNING, e.ABORTED): KILL,
+    **{(state, cause): KILL for state in (s.RUNNING, s.STOPPING) for cause in AT_ONCE},
     **{(state, cause): KILL for state in (s.NEW, s.STARTING) for cause in CAUSES},
 }  # fmt: skip
 
@@ -72,8 +72,13 @@ END = (e.EMPTY, e.DRAINED)
         ((e.START, e.SPAWN_FAILED, *END), {}, (a.SPAWN, a.KILL, a.DRAIN, *FINISH)),
         ((*STARTED, e.ABORTED, e.STILL_POPULATED, e.GAVE_UP, e.DRAIN_OVER), {"grace": True},
          (a.SPAWN, a.KILL, a.KILL_EACH, a.NAME_STUCK, a.DRAIN, a.NAME_HELD, *FINISH)),
+        *[((*STARTED, event, *END), {"grace": True}, (a.SPAWN, a.KILL, a.DRAIN, *FINISH))
+          for event in (e.STALLED, e.REVOKED)],
+        *[((*STARTED, e.TIMED_OUT, event, *END), {"grace": True}, (a.SPAWN, a.TERMINATE, a.KILL, a.DRAIN, *FINISH))
+          for event in (e.STALLED, e.REVOKED)],
     ],
-    ids=["exit", "timeout", "grace ignored", "grace obeyed", "strays waited for", "spawn failed", "stuck and held"],
+    ids=["exit", "timeout", "grace ignored", "grace obeyed", "strays waited for", "spawn failed", "stuck and held",
+         "stuck for memory", "revoked", "stuck for memory in the grace", "revoked in the grace"],
 )  # fmt: skip
 def test_a_run_takes_this_way(events, options, actions):
     life, done = life_after(*events, **options)
@@ -104,12 +109,21 @@ def test_an_action_that_brings_the_next_event_itself_is_the_last_of_its_row(grac
         ((e.IDLE_TIMED_OUT,), {"grace": True}, {0: "idle_timed_out", -15: "idle_timed_out"}),
         ((e.CPU_TIMED_OUT,), {}, {-9: "cpu_timed_out", 0: "exited"}),
         ((e.OUTPUT_EXCEEDED,), {}, {0: "output_exceeded", -9: "output_exceeded", -13: "output_exceeded"}),
+        # Stuck for memory: the kill can have come too late, as with any limit.
+        ((e.STALLED,), {}, {-9: "oom_killed", None: "oom_killed", 0: "exited", 3: "exited", -11: "signaled"}),
+        ((e.STALLED,), {"grace": True}, {-9: "oom_killed", 0: "exited"}),
+        ((e.EXITED, e.STALLED), {"wait": True}, {0: "oom_killed", -9: "oom_killed"}),
+        # systemd sends signals before it says that it stops the unit: any status may be its doing.
+        ((e.REVOKED,), {}, {0: "canceled", 143: "canceled", -15: "canceled", -9: "canceled", None: "canceled"}),
+        ((e.EXITED, e.REVOKED), {}, {0: "exited", -15: "signaled"}),
         # The main process had ended, what was left ran into the limit.
         ((e.EXITED, e.TIMED_OUT), {"wait": True}, {0: "timed_out", 3: "timed_out", -9: "timed_out"}),
         # The first cause is the cause.
         ((e.TIMED_OUT, e.CANCELED), {"grace": True}, {0: "timed_out", -9: "timed_out"}),
         ((e.CANCELED, e.ABORTED), {"grace": True}, {-9: "canceled"}),
         ((e.TIMED_OUT, e.OUTPUT_EXCEEDED), {"grace": True}, {0: "timed_out"}),
+        ((e.TIMED_OUT, e.STALLED), {"grace": True}, {-9: "timed_out"}),
+        ((e.STALLED, e.REVOKED), {}, {-9: "oom_killed", 0: "exited"}),
         # What comes after the kill of the exit is no cause.
         ((e.EXITED, e.TIMED_OUT), {}, {0: "exited", -9: "signaled"}),
         ((e.EXITED, e.CANCELED), {}, {0: "exited"}),
@@ -120,6 +134,26 @@ def test_the_outcome_says_why_it_ended(events, options, outcomes):
     start = (e.START,) if e.SPAWN_FAILED in events else STARTED
     life, _actions = life_after(*start, *events, **options)
     assert {returncode: life.outcome(returncode) for returncode in outcomes} == outcomes
+
+
+@pytest.mark.parametrize(
+    ("events", "options", "outcomes"),
+    [
+        ((), {}, {-9: "oom_killed", 0: "exited", 137: "exited", -15: "signaled", -11: "signaled", None: "lost"}),
+        ((e.EXITED,), {}, {-9: "oom_killed", 0: "exited", 3: "exited", None: "lost"}),
+        ((e.EXITED, e.EMPTY), {"wait": True}, {-9: "oom_killed", 0: "exited"}),
+        ((e.TIMED_OUT,), {"grace": True}, {-9: "timed_out", 0: "timed_out"}),
+        ((e.CANCELED,), {}, {-9: "canceled", 0: "exited", -15: "signaled"}),
+        ((e.REVOKED,), {}, {-9: "canceled", 0: "canceled"}),
+        ((e.STALLED,), {}, {-9: "oom_killed", 0: "exited"}),
+    ],
+    ids=lambda value: " ".join(event.name for event in value) or "no event" if isinstance(value, tuple) else "",
+)
+def test_a_kill_at_its_own_memory_limit_is_an_outcome_if_it_was_the_main_process_and_nothing_else_ended_it(
+    events, options, outcomes
+):
+    life, _actions = life_after(*STARTED, *events, **options)
+    assert {returncode: life.outcome(returncode, own_oom=True) for returncode in outcomes} == outcomes
 
 
 def test_the_lifecycle_imports_no_clock_and_no_descriptor():

@@ -73,6 +73,14 @@ def check_outcome(outcome, returncode):
         raise LawBroken(f"{outcome} with returncode {returncode}")
 
 
+def check_memory(life, outcome, returncode, *, own_oom):
+    """Raise LawBroken where memory is blamed, or is not, against the facts."""
+    if outcome == "oom_killed" and life.cause is not Event.STALLED and not (own_oom and returncode == -9):
+        raise LawBroken(f"oom_killed with returncode {returncode}, own_oom {own_oom}")
+    if life.cause is None and own_oom and returncode == -9 and outcome != "oom_killed":
+        raise LawBroken(f"{outcome}, and it was killed at its memory limit")
+
+
 def feed(life, events, trace):
     for event in events:
         trace += [event, *life.on(event)]
@@ -109,9 +117,11 @@ class AnyOrder(RuleBasedStateMachine):
             check(self.trace)
             self.lawful = True
 
-    @rule(returncode=RETURNCODES)
-    def outcome(self, returncode):
-        check_outcome(self.life.outcome(returncode), returncode)
+    @rule(returncode=RETURNCODES, own_oom=st.booleans())
+    def outcome(self, returncode, own_oom):
+        outcome = self.life.outcome(returncode, own_oom=own_oom)
+        check_outcome(outcome, returncode)
+        check_memory(self.life, outcome, returncode, own_oom=own_oom)
 
     def teardown(self):
         if getattr(self, "lawful", False):
@@ -198,6 +208,15 @@ def test_an_outcome_that_contradicts_its_returncode_is_caught(outcome, returncod
         check_outcome(outcome, returncode)
 
 
+@pytest.mark.parametrize(
+    ("outcome", "returncode", "own_oom"),
+    [("oom_killed", -9, False), ("oom_killed", 0, True), ("oom_killed", None, True), ("signaled", -9, True)],
+)
+def test_memory_that_is_blamed_wrongly_is_caught(outcome, returncode, own_oom):
+    with pytest.raises(LawBroken, match=r"oom_killed|memory limit"):
+        check_memory(Lifecycle(), outcome, returncode, own_oom=own_oom)
+
+
 def test_the_random_machine_finds_a_wrong_table_by_itself(monkeypatch):
     row = (State.RUNNING, Event.TIMED_OUT)
     wrong = {**table(grace=False, wait=False), row: CLOSE_FIRST[row]}
@@ -212,4 +231,4 @@ def test_every_cause_has_its_outcome():
     for cause in CAUSES:
         feed(life := Lifecycle(), (Event.START, Event.SPAWNED, cause), [])
         named.add(life.outcome(-9))
-    assert named == {"timed_out", "idle_timed_out", "cpu_timed_out", "output_exceeded", "canceled"}
+    assert named == {"timed_out", "idle_timed_out", "cpu_timed_out", "output_exceeded", "oom_killed", "canceled"}

@@ -137,6 +137,7 @@ TAKEN = [
     (one(io_max="8:0 rbps=1M wbps=max"), IO_MAX, "5.15, 6.6, 6.12 derived"),
     (one(io_max="8:32 rbps=max"), IO_MAX, "5.15, 6.6, 6.12 derived"), (one(io_max="8:0 riops=max"), "", "derived"),
     (one(io_max={"8:0": {"riops": 2**40}}), IO_MAX, "5.15, 6.6, 6.12 derived"),
+    (one(io_max={"8:0": {"riops": 2**32 - 1, "wiops": 2**40}}), "", "derived: all are max, so the line is left out"),
 ]  # fmt: skip
 NOT_TAKEN = [
     *[(one(memory_max="64M"), text) for text in ("max\n", "67104768\n", "67112960\n", "0\n", "", "x\n")],
@@ -146,7 +147,8 @@ NOT_TAKEN = [
     (one(cpu_weight=5), "100\n"), (one(cpuset_cpus="0-1"), "0\n"), (one(cpuset_cpus="0-1"), "\n"),
     (one(io_weight=5), "default 100\n8:0 5\n"),
     (one(io_max="8:0 rbps=2M"), IO_MAX), (one(io_max="8:32 rbps=1"), IO_MAX),
-    (one(io_max="8:0 wbps=1"), IO_MAX), (one(io_max="8:0 rbps=1"), ""), (one(io_max="8:0 rbps=max"), IO_MAX),
+    (one(io_max="8:0 wbps=1"), IO_MAX), (one(io_max="8:0 rbps=1"), ""), (one(io_max={"8:0": {"rbps": 2**32}}), ""),
+    (one(io_max={"8:0": {"riops": 2**32 - 2}}), ""), (one(io_max="8:0 rbps=max"), IO_MAX),
     (one(io_max={"8:0": {"rbps": 2**40}}), "8:0 rbps=max wbps=1 riops=1 wiops=1\n"),
     (one(hugetlb="2MB=4M"), "2097152\n"), (one(hugetlb="2MB=max"), "2097152\n"), (one(hugetlb="2MB=4M"), "max\n"),
 ]  # fmt: skip

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import resource
 from datetime import timedelta
 
 import pytest
 
+from pinfold.backend import Asked
 from pinfold.errors import Unsupported, UsageError
 from pinfold.limits import Limits
 from pinfold.policy import Policy
@@ -14,6 +16,7 @@ from pinfold.runs.bounds import Bounds
 from pinfold.runs.request import Request
 from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT, Stdio
 
+TIMES = ("timeout", "idle_timeout", "cpu_timeout", "stall_timeout", "grace")
 BAD_SPANS = (-1, math.nan, "", "abc", "5M", True, [], 10**30)
 
 
@@ -24,7 +27,7 @@ def ids(value):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        *[({name: bad}, name) for name in ("timeout", "idle_timeout", "cpu_timeout", "grace") for bad in BAD_SPANS],
+        *[({name: bad}, name) for name in TIMES for bad in BAD_SPANS],
         ({"grace": False}, "grace"),
         ({"stop_signal": "NOPE"}, "stop_signal"), ({"stop_signal": 0, "timeout": 1}, "stop_signal"),
         ({"stop_signal": None, "timeout": 1}, "stop_signal"),
@@ -91,9 +94,10 @@ def test_streams_that_the_caller_reads_cannot_be_watched(watched):
 
 def test_times_become_seconds_and_signals_numbers():
     bounds = Request.of(
-        ["true"], timeout="1min 30s", grace=timedelta(seconds=2), idle_timeout=3, cpu_timeout="4", stop_signal="INT"
-    ).bounds
-    assert bounds == Bounds(timeout=90.0, grace=2.0, idle=3.0, cpu=4.0, signal=2)
+        ["true"], timeout="1min 30s", grace=timedelta(seconds=2), idle_timeout=3, cpu_timeout="4", stop_signal="INT",
+        stall_timeout="5s",
+    ).bounds  # fmt: skip
+    assert bounds == Bounds(timeout=90.0, grace=2.0, idle=3.0, cpu=4.0, signal=2, stall=5.0)
 
 
 @pytest.mark.parametrize("timeout", [None, "infinity", math.inf])
@@ -101,17 +105,46 @@ def test_no_timeout_is_infinite(timeout):
     assert Request.of(["true"], timeout=timeout).bounds == Bounds()
 
 
-@pytest.mark.parametrize("name", ["timeout", "idle_timeout", "cpu_timeout"])
+@pytest.mark.parametrize("name", ["timeout", "idle_timeout", "cpu_timeout", "stall_timeout"])
 def test_zero_is_a_limit_and_not_the_lack_of_one(name):
     bounds = Request.of(["true"], **{name: 0}).bounds
     assert getattr(bounds, name.removesuffix("_timeout")) == 0
 
 
-def test_limits_are_refused_until_they_can_be_kept():
-    for limits in ({"memory_max": "64M"}, Limits(memory_max="64M")):
-        with pytest.raises(Unsupported, match="memory_max"):
-            Request.of(["true"], limits=limits)
-    Request.of(["true"], limits={})
+@pytest.mark.parametrize(
+    ("options", "controllers"),
+    [
+        ({}, set()), ({"limits": {}}, set()), ({"limits": {"nofile": 5}}, set()), ({"unit": "x.scope"}, set()),
+        ({"stall_timeout": 5}, {"memory"}), ({"limits": {"memory_max": "64M"}}, {"memory"}),
+        ({"limits": {"memory_low": "1M", "pids_max": 5}}, {"memory", "pids"}),
+        ({"limits": {"cpu_max": 1}, "stall_timeout": "5s"}, {"cpu", "memory"}),
+        ({"limits": {"cpuset_cpus": "0", "io_weight": 5, "hugetlb": "2MB=0"}}, {"cpuset", "io", "hugetlb"}),
+    ],
+    ids=ids,
+)  # fmt: skip
+def test_a_run_asks_for_the_controllers_that_its_limits_need_and_no_others(options, controllers):
+    assert Request.of(["true"], **options).asked.controllers == controllers
+
+
+def test_limits_may_be_a_mapping_of_their_fields():
+    limits = Limits(memory_max="64M", nofile=(5, 6))
+    request = Request.of(["true"], limits={"memory_max": "64M", "nofile": "5:6"})
+    assert request == Request.of(["true"], limits=limits)._replace(command=request.command, stdio=request.stdio)
+    assert request.asked.limits == limits
+    assert request.rlimits == {resource.RLIMIT_NOFILE: (5, 6)}
+
+
+def test_without_limits_unit_or_stall_guard_nothing_is_asked_of_the_home():
+    request = Request.of(["true"])
+    assert (request.asked, request.rlimits) == (Asked(), {})
+
+
+def test_the_unit_of_a_run_is_described_by_its_command_in_one_printable_line():
+    asked = Request.of(["/bin/sh", "-c", "echo \x1b[31m\n" + "x" * 500], unit="job").asked
+    assert (asked.unit, asked.limits) == ("job", None)
+    assert asked.description.startswith("/bin/sh -c echo ?[31m?xxx")
+    assert len(asked.description) == 120
+    assert asked.description.isprintable()
 
 
 def test_a_policy_may_be_a_mapping_of_its_fields():

@@ -31,7 +31,8 @@ def a_result(**changes):
     return Result(**{**fields, **changes})
 
 
-# DESIGN, section 5; with `entry` and `escaped_processes`, which the code adds.
+# DESIGN, section 5; with what the code adds: `entry`, `why`, `escaped_processes`, `missing`, and more figures of usage,
+# pressure and events.
 EXPECTED = {
     "schema": 1, "run_id": "abc", "argv": ["sh", "-c", "x"], "outcome": "timed_out", "returncode": -9, "pid": 4711,
     "started_at": "2026-01-01T00:00:00.250000Z", "duration_usec": 5003121,
@@ -39,17 +40,25 @@ EXPECTED = {
     "usage": {
         "cpu_usage_usec": 1, "cpu_user_usec": 1, "cpu_system_usec": 0, "memory_peak": None, "pids_peak": None,
         "io_rbytes": None, "io_wbytes": None,
-        "pressure": {"cpu_some_usec": None, "memory_full_usec": None, "io_full_usec": None},
+        "pressure": {
+            "cpu_some_usec": None, "memory_full_usec": None, "io_full_usec": None, "memory_some_usec": None,
+            "io_some_usec": None,
+        },
+        "memory_swap_peak": None, "memory_anon": None, "memory_file": None, "memory_shmem": None,
+        "memory_kernel": None, "cpu_throttled_usec": None, "cpu_throttled_periods": None,
     },
-    "events": {"oom": None, "oom_kill": None, "pids_max": None},
-    "limits": {"asked": {}, "applied": {}},
+    "events": {
+        "oom": None, "oom_kill": None, "pids_max": None, "oom_by": None, "oom_cgroup": None, "oom_process": None,
+        "stall": False,
+    },
+    "limits": {"asked": {}, "applied": {}, "missing": {}},
     "receipt": {
         "emptied": True, "strays": 1,
         "stray_processes": [{"pid": 4712, "ppid": 1, "sid": 4712, "comm": "sleep", "argv": ["sleep", "10"]}],
         "kill_rounds": 1, "kill_to_empty_usec": 412, "bytes_after_kill": 0, "pipe_held": False, "stuck_pids": [],
         "removed": True, "escaped_processes": [],
     },
-    "placement": {"backend": "cgroupfs", "cgroup": "/pinfold-1/run-2", "unit": None, "entry": "clone3"},
+    "placement": {"backend": "cgroupfs", "cgroup": "/pinfold-1/run-2", "unit": None, "entry": "clone3", "why": None},
     "guarantee": "cooperative", "error": None,
 }  # fmt: skip
 
@@ -71,8 +80,9 @@ def test_the_json_has_exactly_the_shape_of_schema_1():
 def test_the_keys_come_in_the_order_of_the_document():
     found = the_expected_result().to_dict()
     assert list(found) == list(EXPECTED)
-    assert list(found["receipt"]) == list(EXPECTED["receipt"])
-    assert list(found["usage"]) == list(EXPECTED["usage"])
+    for part in ("usage", "events", "limits", "receipt", "placement"):
+        assert list(found[part]) == list(EXPECTED[part])
+    assert list(found["usage"]["pressure"]) == list(EXPECTED["usage"]["pressure"])
 
 
 @pytest.mark.parametrize("indent", [None, 2])
@@ -87,6 +97,7 @@ def test_what_the_host_cannot_tell_is_null():
     found = a_result(returncode=None, pid=None, outcome="lost").to_dict()
     assert found["stdout"] == {"bytes": None, "kept": None, "truncated": False}
     pressure = found["usage"].pop("pressure")
+    assert found["events"].pop("stall") is False  # not what the host tells: whether we ended it
     assert {*found["usage"].values(), *pressure.values(), *found["events"].values()} == {None}
     assert (found["returncode"], found["pid"]) == (None, None)
 

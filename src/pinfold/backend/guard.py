@@ -21,6 +21,16 @@ _SCRIPT: Final = "cd /; trap '' HUP INT QUIT USR1 USR2 ALRM TSTP; read -r _"
 _ALL: Final = frozenset(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
 
 
+def _inheritable() -> list[int]:
+    """What the host program lets its children have: a pipe of it that the guard kept would never end."""
+    found = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # the one that listed them, and what another thread has closed
+            if fd > 2 and os.get_inheritable(fd):
+                found.append(fd)
+    return found
+
+
 class Guard:
     """A started guard; `fd` is its pidfd, readable once it has ended."""
 
@@ -37,6 +47,7 @@ class Guard:
                     (os.POSIX_SPAWN_DUP2, reads, 0),
                     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                     (os.POSIX_SPAWN_DUP2, 1, 2),
+                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()),
                 ],
                 setsid=True,
                 setsigmask=[],

@@ -14,6 +14,7 @@ from pinfold.cgroup.tree import Place, above
 from pinfold.errors import Unsupported
 
 ACCOUNTING: Final = frozenset({"cpu", "memory", "pids", "io"})  # enabled wherever they can be: they tell what was used
+_PROC_CGROUPS: Final = "/proc/cgroups"
 _DELEGATE: Final = (
     "have systemd delegate it: systemctl edit user@.service, [Service] Delegate=cpu cpuset io memory pids"
 )
@@ -87,19 +88,21 @@ def missing(controller: str, place: Place) -> tuple[str, str]:
         if controller in given(at.directory):
             continue
         if controller in available(at.directory):
-            return _not_given(controller, at)
+            return _not_given(controller, at, place)
         if at is way[-1]:
             return _not_there(controller, at)
     return f"the controller {controller} is given to {place.path}, and not taken there", "report this"
 
 
-def _not_given(controller: str, at: Place) -> tuple[str, str]:
+def _not_given(controller: str, at: Place, place: Place) -> tuple[str, str]:
     if holds_processes(at.directory) and not is_root(at.directory):
         found = f"the controller {controller} stops at {at.path}, which holds processes itself and so cannot give it on"
         return found, "use the backend systemd, or open the fold with move_caller=True, which moves them to a leaf"
     found = f"the controller {controller} stops at {at.path}, whose cgroup.subtree_control does not name it"
-    if ".slice" in at.path or ".service" in at.path:
+    if "/user@" in place.path:  # wherever it stops on the way: systemd gives on what it has to delegate
         return found, _DELEGATE
+    if ".slice" in place.path or ".service" in place.path:
+        return found, "use the backend systemd, or have systemd delegate it to the unit (Delegate=yes)"
     return found, f"as root: echo +{controller} > {at.directory}/cgroup.subtree_control"
 
 
@@ -111,14 +114,16 @@ def _not_there(controller: str, at: Place) -> tuple[str, str]:
     name = {"io": "blkio"}.get(controller, controller)
     if hierarchies.get(name, 0):
         return f"the controller {controller} is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"
-    if name in hierarchies or controller == "hugetlb":
-        return f"the controller {controller} is disabled on this host", f"boot with cgroup_enable={name}"
-    return f"this kernel has no controller {controller}", "take a kernel that has it"
+    if name in hierarchies:
+        fix = f"boot without cgroup_disable={name}; a Raspberry Pi, whose firmware says that, with cgroup_enable={name}"
+        return f"the controller {controller} is disabled on this host", fix
+    # A controller without a v1 side is not listed there since Linux 6.14, disabled or not.
+    return f"this kernel has no controller {controller}", f"take one that has it, booted without cgroup_disable={name}"
 
 
 def _v1_hierarchies() -> dict[str, int]:
     """Controller (by v1's name) to the number of the v1 hierarchy it is bound to; 0: to none, or to v2."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/cgroups", encoding="ascii") as file:
+    with contextlib.suppress(OSError, ValueError, IndexError), open(_PROC_CGROUPS, encoding="ascii") as file:
         return {line.split()[0]: int(line.split()[1]) for line in file if not line.startswith("#")}
     return {}
 

@@ -21,7 +21,12 @@ By = Literal["own", "below", "ancestor", "host"]
 _LOCAL: Final = "memory.events.local"
 _KMSG: Final = "/dev/kmsg"
 _RECORD: Final = 8192  # CONSOLE_EXT_LOG_MAX
-_VICTIM: Final = re.compile(r"oom-kill:.*?task_memcg=(?P<cgroup>.*),task=(?P<comm>.*),pid=(?P<pid>\d+),uid=\d+")
+# The log escapes what is no printable ASCII (msg_add_ext_text() of kernel/printk/printk.c). Names may hold anything
+# else, commas and `,task=` too; that of a task has at most 15 bytes.
+_VICTIM: Final = re.compile(
+    rb"oom-kill:.*?task_memcg=(?P<cgroup>.*?),task=(?P<comm>(?:\\x[0-9a-f]{2}|[^\\]){0,15}),pid=(?P<pid>\d+),uid=\d+$"
+)
+_ESCAPED: Final = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 class Verdict(NamedTuple):
@@ -71,7 +76,7 @@ def verdict(texts: dict[str, str], own: frozenset[str], before: Mapping[str, int
     if not tree.get("oom_kill"):
         return Verdict(None, None)
     if local.get("oom"):
-        return Verdict("own", min(own, key=len, default=None))
+        return Verdict("own", max(own, key=len, default=None))  # local to the run: its unit is above it
     if tree.get("oom") and _LOCAL in texts:
         return Verdict("below", None)
     for cgroup, count in above.counts().items():
@@ -86,19 +91,22 @@ def victim(run: str) -> dict[str, Any] | None:
     The log names each choice in one line (Linux 5.0); a group's other members are not chosen, they go along.
     """
     try:
-        fd = os.open(_KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(_KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return None
     found = None
     try:
         while True:
             try:
-                text = os.read(fd, _RECORD).decode("utf-8", "replace")
+                record = os.read(fd, _RECORD)
             except BrokenPipeError:  # overwritten while we read: the next read goes on behind it
                 continue
-            match = _VICTIM.search(text.partition(";")[2].partition("\n")[0])
-            if match and f"/{run}/" in match["cgroup"] + "/":
-                found = {"pid": int(match["pid"]), "comm": match["comm"]}
+            if not record:  # containers put /dev/null there
+                return found
+            match = _VICTIM.search(record.partition(b";")[2].partition(b"\n")[0])
+            if match and f"/{run}/".encode() in match["cgroup"] + b"/":
+                comm = _ESCAPED.sub(lambda escape: bytes.fromhex(escape[1].decode()), match["comm"])
+                found = {"pid": int(match["pid"]), "comm": comm.decode("utf-8", "backslashreplace")}
     except OSError:  # EAGAIN: its end
         return found
     finally:

@@ -177,11 +177,11 @@ def _read_io_max(setting: Setting, text: str) -> dict[str, Any] | None:
 
 def _agrees_in_rates(setting: Setting, text: str) -> bool:
     device = setting.text.split()[0]
-    asked = _rates(setting.text, device) or {}
+    asked = {key: _as_kept(key, rate) for key, rate in (_rates(setting.text, device) or {}).items()}
     if device not in [line.split()[0] for line in text.splitlines() if line.strip()]:
         return all(rate == "max" for rate in asked.values())
     found = _rates(text, device) or {}
-    return all(found.get(key) == _as_kept(key, rate) for key, rate in asked.items())
+    return all(found.get(key) == rate for key, rate in asked.items())
 
 
 def _as_kept(key: str, rate: Any) -> Any:

@@ -29,10 +29,11 @@ class Stall:
     def look(self, now: float, current: int, ceiling: float, full_usec: int) -> bool:
         """Take one look, in seconds, bytes and microseconds; True once it has been stuck for the whole time."""
         waited, passed = (full_usec - self._full) / 1e6, now - self._last
-        if not (current >= _FULL * ceiling and waited >= _STUCK * passed):
+        stuck = current >= _FULL * ceiling and waited >= _STUCK * passed
+        if not stuck:
             self._since = now
         self._last, self._full = now, full_usec
-        return now - self._since >= self._timeout
+        return stuck and now - self._since >= self._timeout
 
 
 class MemoryWatch:

@@ -227,7 +227,9 @@ class Supervision:
     def _exited(self) -> None:
         if self.reaped():
             # systemd ends a scope by signals to all in it, in no order: ask before it counts as a death of its own.
-            if self.scope.warden is not None and self.returncode in _OF_A_STOP and self.scope.warden.revoked():
+            # Not for a death that we have caused: it costs a call of the bus.
+            unexpected = self.life.cause is None and self.returncode in _OF_A_STOP
+            if unexpected and self.scope.warden is not None and self.scope.warden.revoked():
                 self.take(Event.REVOKED)
             self.take(Event.EXITED)
             if self.life.state not in (State.DRAINING, State.ENDED):
