@@ -14,7 +14,9 @@ from pinfold.cgroup.tree import Place, above
 from pinfold.errors import Unsupported
 
 ACCOUNTING: Final = frozenset({"cpu", "memory", "pids", "io"})  # enabled wherever they can be: they tell what was used
-_DELEGATE: Final = (
+_OF_SYSTEMD: Final = ACCOUNTING | {"cpuset"}  # others it neither gives nor takes away
+# To a user manager, by name: by itself it gets cpu, memory and pids (systemd 252).
+_DELEGATE_TO_USERS: Final = (
     "have systemd delegate it: systemctl edit user@.service, [Service] Delegate=cpu cpuset io memory pids"
 )
 
@@ -87,20 +89,26 @@ def missing(controller: str, place: Place) -> tuple[str, str]:
         if controller in given(at.directory):
             continue
         if controller in available(at.directory):
-            return _not_given(controller, at)
+            return _not_given(controller, at, place)
         if at is way[-1]:
             return _not_there(controller, at)
     return f"the controller {controller} is given to {place.path}, and not taken there", "report this"
 
 
-def _not_given(controller: str, at: Place) -> tuple[str, str]:
+def _not_given(controller: str, at: Place, place: Place) -> tuple[str, str]:
     if holds_processes(at.directory) and not is_root(at.directory):
         found = f"the controller {controller} stops at {at.path}, which holds processes itself and so cannot give it on"
         return found, "use the backend systemd, or open the fold with move_caller=True, which moves them to a leaf"
     found = f"the controller {controller} stops at {at.path}, whose cgroup.subtree_control does not name it"
-    if ".slice" in at.path or ".service" in at.path:
-        return found, _DELEGATE
-    return found, f"as root: echo +{controller} > {at.directory}/cgroup.subtree_control"
+    unit = next((name for name in place.path.split("/") if name.endswith((".service", ".scope"))), None)
+    if unit is None or controller not in _OF_SYSTEMD:
+        further = "" if at.path == place.path else f", and so on below, down to {place.path}"
+        return found, f"as root: echo +{controller} > {at.directory}/cgroup.subtree_control{further}"
+    if unit.startswith("user@"):
+        return found, _DELEGATE_TO_USERS
+    if unit.endswith(".service"):
+        return found, f"have systemd delegate it: systemctl edit {unit}, [Service] Delegate=yes; and restart it"
+    return found, "have systemd delegate it: start the program by systemd-run --scope -p Delegate=yes …"
 
 
 def _not_there(controller: str, at: Place) -> tuple[str, str]:
@@ -114,6 +122,11 @@ def _not_there(controller: str, at: Place) -> tuple[str, str]:
     if name in hierarchies or controller == "hugetlb":
         return f"the controller {controller} is disabled on this host", f"boot with cgroup_enable={name}"
     return f"this kernel has no controller {controller}", "take a kernel that has it"
+
+
+def bound_to_v1() -> list[str]:
+    """The controllers that a v1 hierarchy holds, by their names there: cgroup v2 cannot have them meanwhile."""
+    return [name for name, number in _v1_hierarchies().items() if number]
 
 
 def _v1_hierarchies() -> dict[str, int]:
