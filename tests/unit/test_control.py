@@ -41,4 +41,6 @@ def test_the_fix_is_that_of_the_unit_that_it_is_missing_in(tmp_path, names, fix)
 
 def test_what_systemd_does_not_manage_is_given_by_hand_and_all_the_way_down(tmp_path):
     _found, mends = control.missing("hugetlb", a_way(tmp_path, "system.slice", "x.scope"))
-    assert mends.startswith(f"as root: echo +hugetlb > {tmp_path}/cgroup.subtree_control, and so on below")
+    assert mends.startswith(
+        f"as root: echo +hugetlb > {tmp_path}/cgroup.subtree_control; then likewise in each cgroup below"
+    )

@@ -102,7 +102,7 @@ def _not_given(controller: str, at: Place, place: Place) -> tuple[str, str]:
     found = f"the controller {controller} stops at {at.path}, whose cgroup.subtree_control does not name it"
     unit = next((name for name in place.path.split("/") if name.endswith((".service", ".scope"))), None)
     if unit is None or controller not in _OF_SYSTEMD:
-        further = "" if at.path == place.path else f", and so on below, down to {place.path}"
+        further = "" if at.path == place.path else "; then likewise in each cgroup below, down to ours"
         return found, f"as root: echo +{controller} > {at.directory}/cgroup.subtree_control{further}"
     if unit.startswith("user@"):
         return found, _DELEGATE_TO_USERS
