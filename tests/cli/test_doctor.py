@@ -186,6 +186,19 @@ def test_controllers_that_runs_have_are_tried_with_a_limit(cgroup2):
         assert check["ok"] or check["fix"]
 
 
+@root_only
+def test_the_fix_of_a_mount_option_keeps_the_others(cgroup2):
+    """It is not carried out: the options are the whole host's."""
+    _code, checks, _text = examined()
+    fix = checks["nsdelegate"]["fix"] or checks["memory_recursiveprot"]["fix"]
+    if fix is None:
+        assert checks["nsdelegate"]["ok"]
+        return
+    options = fix.removeprefix("as root on the host: mount -o ").split()[0].split(",")
+    assert {"remount", "nsdelegate", "memory_recursiveprot"} <= set(options)
+    assert not {"rw", "ro"} & set(options)
+
+
 def test_a_look_that_fails_itself_is_a_line_and_no_obstacle(cgroup2):
     ended = subprocess.run(
         [sys.executable, "-c", FAULTY_LOOK], capture_output=True, text=True, timeout=60, check=False
@@ -199,6 +212,13 @@ def test_a_look_that_fails_itself_is_a_line_and_no_obstacle(cgroup2):
 def test_it_looks_at_the_host_and_not_at_the_path_of_the_caller(cgroup2, path):
     env = {name: value for name, value in os.environ.items() if name != "PATH"}
     assert examined(env=env if path is None else env | {"PATH": path})[0] == 0
+
+
+def test_a_caller_who_ignores_the_end_of_children_changes_nothing(cgroup2):
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    usual = examined()[1]
+    found = examined(sys.executable, "-c", code, CLI, "doctor")[1]
+    assert {name: check["ok"] for name, check in found.items()} == {name: check["ok"] for name, check in usual.items()}
 
 
 @pytest.mark.parametrize("number", ["ENOSYS", "EPERM"])
@@ -258,10 +278,12 @@ class TestWithoutCgroup2:
         assert code == 1
         assert not checks["cgroup v2"]["ok"]
 
-    def test_without_proc_nothing_can_be_told(self, cgroup2):
-        code, checks, _text = examined(*after("umount -l /proc"))
+    def test_without_proc_nothing_can_be_told_and_the_fix_mends_it(self, cgroup2):
+        without = "mount -t tmpfs none /proc"
+        code, checks, _text = examined(*after(without))
         assert code == 1
         assert checks["cgroup v2"]["fix"] == "mount proc: mount -t proc proc /proc"
+        assert examined(*after(f"{without}; mount -t proc proc /proc"))[0] == 0
 
     def test_names_of_mounts_are_made_harmless(self, cgroup2, tmp_path):
         odd = os.fsencode(tmp_path) + b"/\x1b[31m\n\xff"

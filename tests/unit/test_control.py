@@ -44,3 +44,29 @@ def test_what_systemd_does_not_manage_is_given_by_hand_and_all_the_way_down(tmp_
     assert mends.startswith(
         f"as root: echo +hugetlb > {tmp_path}/cgroup.subtree_control; then likewise in each cgroup below"
     )
+
+
+@pytest.mark.parametrize(
+    ("hierarchies", "root", "words", "fix"),
+    [
+        ({"blkio": 7}, True, "is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"),
+        ({"blkio": 7}, False, "is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"),
+        ({"blkio": 0}, False, "was not given the controller io", "have the host delegate it to this container"),
+        ({"blkio": 0}, True, "is disabled on this host", "boot with cgroup_enable=blkio"),
+        ({}, True, "this kernel has no controller io", "take a kernel that has it"),
+    ],
+)
+def test_a_controller_that_is_not_even_at_the_top_is_explained(tmp_path, monkeypatch, hierarchies, root, words, fix):
+    monkeypatch.setattr(control, "_v1_hierarchies", lambda: hierarchies)
+    place = a_way(tmp_path, "a")
+    (tmp_path / "cgroup.controllers").write_text("")
+    if not root:
+        (tmp_path / "cgroup.type").write_text("domain")
+    found, mends = control.missing("io", place)
+    assert words in found
+    assert mends == fix
+
+
+def test_the_controllers_of_v1_are_named(monkeypatch):
+    monkeypatch.setattr(control, "_v1_hierarchies", lambda: {"cpu": 1, "pids": 0, "blkio": 7})
+    assert control.bound_to_v1() == ["cpu", "blkio"]

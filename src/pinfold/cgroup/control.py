@@ -112,14 +112,14 @@ def _not_given(controller: str, at: Place, place: Place) -> tuple[str, str]:
 
 
 def _not_there(controller: str, at: Place) -> tuple[str, str]:
+    name = {"io": "blkio"}.get(controller, controller)
+    hierarchies = _v1_hierarchies()
+    if hierarchies.get(name, 0):  # then nobody has it to delegate
+        return f"the controller {controller} is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"
     if not is_root(at.directory):
         found = f"the cgroup namespace that ends at {at.directory} was not given the controller {controller}"
         return found, "have the host delegate it to this container"
-    hierarchies = _v1_hierarchies()
-    name = {"io": "blkio"}.get(controller, controller)
-    if hierarchies.get(name, 0):
-        return f"the controller {controller} is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"
-    if name in hierarchies or controller == "hugetlb":
+    if name in hierarchies:
         return f"the controller {controller} is disabled on this host", f"boot with cgroup_enable={name}"
     return f"this kernel has no controller {controller}", "take a kernel that has it"
 

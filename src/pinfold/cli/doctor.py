@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -21,6 +22,7 @@ from pinfold.cli.words import safe
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def doctor(as_json: bool) -> int:
     """Say what this host offers, what is missing, and how to mend it. Exit status 1 if a run would not work."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who called us may ignore it; then nobody's child tells how it ended
     checks = list(examine())
     works = all(check.ok for check in checks if check.needed)
     if as_json:

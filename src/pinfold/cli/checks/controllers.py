@@ -10,7 +10,13 @@ from pinfold.cgroup.tree import Place, above
 from pinfold.cli.checks import Check
 
 CONTROLLERS: Final = ("cpu", "memory", "pids", "io", "cpuset", "hugetlb")
-_ALONE: Final = {"cpu": "cpu times are known all the same", "hugetlb": "huge pages stay unlimited"}
+# What is not to be had without it.
+_WITHOUT: Final = {
+    "cpu": "no limit; times are known all the same",
+    "memory": "no limit, and nothing is measured",
+    "pids": "no limit, and nothing is measured",
+    "io": "no limit, and nothing is measured",
+}
 
 
 def controllers(place: Place) -> Iterator[Check]:
@@ -21,7 +27,7 @@ def controllers(place: Place) -> Iterator[Check]:
             yield Check(f"controller {name}", True, found)
         else:
             why, fix = control.missing(name, place)
-            yield Check(f"controller {name}", False, f"{why} ({_ALONE.get(name, 'no limit, no figure')})", fix=fix)
+            yield Check(f"controller {name}", False, f"{why} ({_WITHOUT.get(name, 'no limit')})", fix=fix)
 
 
 def standing(controller: str, place: Place) -> str | None:

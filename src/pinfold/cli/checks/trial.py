@@ -103,7 +103,9 @@ class Trial:
         if self.error is not None:
             found, fix = _told(self.error)
             return Check(name, False, found, fix=fix)
-        return Check(name, False, "not tried: runs get no memory controller here unless a limit asks for it")
+        return Check(
+            name, False, "not tried: no run has the controller memory unasked, and asking could change the host"
+        )
 
 
 def _told(error: Exception | None) -> tuple[str, str]:
