@@ -112,6 +112,9 @@ def _told(error: Exception | None) -> tuple[str, str]:
     """What an error found, and what to do about it."""
     if isinstance(error, Unsupported | UnitError):
         return error.found, error.fix
+    if isinstance(error, PermissionError) and not isinstance(error, Error):
+        # glibc's posix_spawn (from 2.34) takes clone3, and does without it for ENOSYS alone.
+        return str(error), f"have the seccomp filter refuse clone3 by ENOSYS; or set {VARIABLE}=cgroupfs"
     if isinstance(error, Error | OSError):
         return str(error), "mend what the line says"
     return f"{type(error).__name__}: {error}", REPORT
