@@ -49,11 +49,16 @@ def a_mount(root="/", point="/sys/fs/cgroup"):
     ids=["hybrid", "unified", "docker", "bind", "v1", "decoy", "none"],
 )
 def test_the_cgroup2_mounts_are_found_by_their_type(text, expected):
-    assert mounts(text) == expected
+    assert [mount._replace(options=frozenset()) for mount in mounts(text)] == expected
 
 
 def test_several_mounts_are_all_found_in_their_order():
     assert [m.point for m in mounts(HYBRID + UNIFIED)] == ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+
+
+def test_the_options_are_those_of_the_hierarchy():
+    (mount,) = mounts(DOCKER)
+    assert mount.options == {"rw", "nsdelegate", "memory_recursiveprot"}
 
 
 def test_octal_escapes_are_undone():

@@ -15,7 +15,9 @@ from pinfold.errors import Unsupported
 
 ACCOUNTING: Final = frozenset({"cpu", "memory", "pids", "io"})  # enabled wherever they can be: they tell what was used
 _PROC_CGROUPS: Final = "/proc/cgroups"
-_DELEGATE: Final = (
+_OF_SYSTEMD: Final = ACCOUNTING | {"cpuset"}  # others it neither gives nor takes away
+# To a user manager, by name: by itself it gets cpu, memory and pids (systemd 252).
+_DELEGATE_TO_USERS: Final = (
     "have systemd delegate it: systemctl edit user@.service, [Service] Delegate=cpu cpuset io memory pids"
 )
 
@@ -99,26 +101,35 @@ def _not_given(controller: str, at: Place, place: Place) -> tuple[str, str]:
         found = f"the controller {controller} stops at {at.path}, which holds processes itself and so cannot give it on"
         return found, "use the backend systemd, or open the fold with move_caller=True, which moves them to a leaf"
     found = f"the controller {controller} stops at {at.path}, whose cgroup.subtree_control does not name it"
-    if "/user@" in place.path:  # wherever it stops on the way: systemd gives on what it has to delegate
-        return found, _DELEGATE
-    if ".slice" in place.path or ".service" in place.path:
-        return found, "use the backend systemd, or have systemd delegate it to the unit (Delegate=yes)"
-    return found, f"as root: echo +{controller} > {at.directory}/cgroup.subtree_control"
+    unit = next((name for name in place.path.split("/") if name.endswith((".service", ".scope"))), None)
+    if unit is None or controller not in _OF_SYSTEMD:
+        further = "" if at.path == place.path else "; then likewise in each cgroup below, down to ours"
+        return found, f"as root: echo +{controller} > {at.directory}/cgroup.subtree_control{further}"
+    if unit.startswith("user@"):
+        return found, _DELEGATE_TO_USERS
+    if unit.endswith(".service"):
+        return found, f"have systemd delegate it: systemctl edit {unit}, [Service] Delegate=yes; and restart it"
+    return found, "have systemd delegate it: start the program by systemd-run --scope -p Delegate=yes …"
 
 
 def _not_there(controller: str, at: Place) -> tuple[str, str]:
+    name = {"io": "blkio"}.get(controller, controller)
+    hierarchies = _v1_hierarchies()
+    if hierarchies.get(name, 0):  # then nobody has it to delegate
+        return f"the controller {controller} is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"
     if not is_root(at.directory):
         found = f"the cgroup namespace that ends at {at.directory} was not given the controller {controller}"
         return found, "have the host delegate it to this container"
-    hierarchies = _v1_hierarchies()
-    name = {"io": "blkio"}.get(controller, controller)
-    if hierarchies.get(name, 0):
-        return f"the controller {controller} is bound to cgroup v1 on this host", "boot with cgroup_no_v1=all"
     if name in hierarchies:
         fix = f"boot without cgroup_disable={name}; a Raspberry Pi, whose firmware says that, with cgroup_enable={name}"
         return f"the controller {controller} is disabled on this host", fix
     # A controller without a v1 side is not listed there since Linux 6.14, disabled or not.
     return f"this kernel has no controller {controller}", f"take one that has it, booted without cgroup_disable={name}"
+
+
+def bound_to_v1() -> list[str]:
+    """The controllers that a v1 hierarchy holds, by their names there: cgroup v2 cannot have them meanwhile."""
+    return [name for name, number in _v1_hierarchies().items() if number]
 
 
 def _v1_hierarchies() -> dict[str, int]:

@@ -7,15 +7,11 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from pinfold.cgroup import container
 from pinfold.cgroup.files import Hierarchy
 from pinfold.errors import NoCgroup2, NotDelegated
 
 KERNEL_FLOOR: Final = (5, 14)  # cgroup.kill
-
-_MOUNT_FIX: Final = (
-    "mount it: mount -t cgroup2 none /sys/fs/cgroup; in Docker run with --cgroupns=private and a writable "
-    "/sys/fs/cgroup, in Podman with --security-opt unmask=/sys/fs/cgroup"
-)
 
 
 class Mount(NamedTuple):
@@ -25,6 +21,7 @@ class Mount(NamedTuple):
     root: str
     device: int
     read_only: bool
+    options: frozenset[str] = frozenset()  # of the whole hierarchy, such as nsdelegate
 
 
 class Place(NamedTuple):
@@ -55,6 +52,7 @@ def mounts(mountinfo: str) -> list[Mount]:
                 root=_unescape(root),
                 device=os.makedev(int(major), int(minor)),
                 read_only="ro" in options.split(","),
+                options=frozenset(after.split(" ")[2].split(",")) if after.count(" ") > 1 else frozenset(),
             )
         )
     return found
@@ -91,20 +89,25 @@ def own_place() -> Place:
 
 def place_of(pid: int | str) -> Place:
     """The cgroup that a process is in. Raises NoCgroup2, and OSError if there is no such process."""
+    return place_at(own_path(_read(f"/proc/{pid}/cgroup")))
+
+
+def place_at(path: str | None) -> Place:
+    """The cgroup of this path, as /proc/PID/cgroup writes it; None: there is no cgroup v2. Raises NoCgroup2."""
     found = mounts(_read("/proc/self/mountinfo"))
-    path = own_path(_read(f"/proc/{pid}/cgroup"))
     if not found or path is None:
-        raise NoCgroup2("cgroup v2", "not mounted", _MOUNT_FIX)
+        raise NoCgroup2("cgroup v2", "not mounted", container.mount_fix_here())
     # A later mount covers an earlier one at the same point; so may one of another kind.
     visible = {mount.point: mount for mount in found}.values()
     for mount in sorted(visible, key=lambda m: m.read_only):
         directory = locate(mount, path)
         if directory and _is_on(directory, mount.device):
             if mount.read_only:
-                raise NoCgroup2("cgroup v2", f"mounted read-only at {mount.point}", _MOUNT_FIX)
+                raise NoCgroup2("cgroup v2", f"mounted read-only at {mount.point}", container.mount_fix_here())
             return Place(directory=directory, path=path, hierarchy=Hierarchy(mount.device))
     where = ", ".join(m.point for m in found)
-    raise NoCgroup2("cgroup v2", f"our own cgroup {path} is not visible in the mount at {where}", _MOUNT_FIX)
+    hidden = f"our own cgroup {path} is not visible in the mount at {where}"
+    raise NoCgroup2("cgroup v2", hidden, container.mount_fix_here())
 
 
 def _is_on(directory: str, device: int) -> bool:
@@ -136,7 +139,5 @@ def delegated_place() -> Place:
     raise NotDelegated(
         "a cgroup of our own",
         f"uid {os.geteuid()} may not make cgroups in {own.directory} or above",
-        "start it by: systemd-run --user --scope -p Delegate=yes …; or as root: "
-        f"chown {os.geteuid()} DIR DIR/cgroup.procs DIR/cgroup.threads DIR/cgroup.subtree_control "
-        "for a cgroup DIR that holds this process",
+        container.delegation_fix(container.kind(), os.geteuid()),
     )
