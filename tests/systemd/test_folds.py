@@ -146,10 +146,7 @@ def test_a_bus_that_is_gone_is_one_clear_error(booted, tmp_path):
 
 
 def test_auto_says_why_it_is_not_systemd(booted, tmp_path):
-    if USER:
-        code = f"import pinfold.backend.bus_address as b\nb.user_sockets = lambda: ['{tmp_path}/bus']\n"
-    else:
-        code = ""
+    code = f"import pinfold.backend.bus_address as b\nb.user_sockets = lambda: ['{tmp_path}/bus']\n" * USER
     code += "print(pinfold.run(['true']).placement)"
     more = {BUS: str(tmp_path) if USER else f"unix:path={tmp_path}/gone"}
     done = in_a_host(code, **more, DBUS_SESSION_BUS_ADDRESS=f"unix:path={tmp_path}/gone", PINFOLD_BACKEND="auto")

@@ -69,7 +69,7 @@ def test_a_controller_that_is_not_even_at_the_top_is_explained(tmp_path, monkeyp
         (tmp_path / "cgroup.type").write_text("domain")
     found, mends = control.missing("io", place)
     assert words in found
-    assert mends == fix
+    assert mends.startswith(fix)
 
 
 def test_the_controllers_of_v1_are_named(monkeypatch):
