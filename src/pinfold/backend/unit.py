@@ -29,6 +29,9 @@ _ASK_BOUND: Final = 1.0  # seconds, for the manager to say what became of the sc
 _LEAF_BOUND: Final = 1.0
 _LOOK: Final = 0.001
 _INFINITE: Final = 2**64 - 1
+# The guard is one process, and must not be what the kernel kills for want of memory: that ends the scope. The cgroups
+# themselves cost their unit memory too, up to 100 kB each where there are many CPUs.
+_GUARD_ROOM: Final = {"TasksMax": 1, "MemoryMax": 4 << 20}
 Property = tuple[str, tuple[str, Any]]
 
 
@@ -51,9 +54,7 @@ class ScopeUnit:
                 ("Delegate", ("b", True)),
                 ("CollectMode", ("s", "inactive-or-failed")),
                 ("TimeoutStopUSec", ("t", _STOP_USEC)),
-                # Or DefaultTasksMax= would be a limit that nobody asked for.
-                *([] if any(key == "TasksMax" for key, _ in properties) else [("TasksMax", ("t", _INFINITE))]),
-                *properties,
+                *_with_room_for_the_guard(properties),
             ])  # fmt: skip
             self.place = self._where_the_guard_is()
             # It cannot give controllers to those below while it holds processes itself.
@@ -106,3 +107,12 @@ class ScopeUnit:
     def forget(self) -> None:
         """Close what is ours, and leave the scope as it is: in a forked child it is the parent's."""
         self._guard.forget()
+
+
+def _with_room_for_the_guard(properties: list[Property]) -> list[Property]:
+    """The run has what was asked for, so its unit has the guard's share on top."""
+    wanted = {"TasksMax": ("t", _INFINITE), **dict(properties)}  # or DefaultTasksMax= would be a limit not asked for
+    for name, room in _GUARD_ROOM.items():
+        if name in wanted and wanted[name][1] != _INFINITE:
+            wanted[name] = ("t", wanted[name][1] + room)
+    return list(wanted.items())
