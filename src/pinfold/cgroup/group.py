@@ -91,7 +91,12 @@ class Cgroup:
 
     def frozen(self) -> bool:
         """Whether all its processes have come to a stop."""
-        return "frozen 1" in reread(self._fds["cgroup.events"])
+        try:
+            return "frozen 1" in reread(self._fds["cgroup.events"])
+        except OSError as error:
+            if error.errno in _GONE:  # systemd has removed it with its scope, empty
+                return True
+            raise
 
     @property
     def events(self) -> int:
