@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pinfold.backend import Asked, Scope
 from pinfold.cgroup import control, oom
 from pinfold.cgroup.files import flat_keyed
-from pinfold.errors import CgroupError, Error, Unsupported
+from pinfold.errors import CgroupError, Error, SpawnError, Unsupported
 from pinfold.result import Events
 from pinfold.runs.memory import MemoryWatch
 from pinfold.units import INFINITY
@@ -47,6 +47,13 @@ class Ceilings:
     def look(self, now: float) -> bool:
         """Whether it is stuck at its memory limit. To be asked each `LOOK` seconds."""
         return self._watch is not None and self._watch.look(now)
+
+    def advice(self, error: SpawnError) -> str | None:
+        """Where a limit may be why the command could not be started: what the kernel does not say."""
+        memory = self.limits["applied"].get("memory_max")
+        if error.step == "exec" and error.errno in (errno.ENOMEM, errno.E2BIG) and isinstance(memory, int):
+            return f"its memory limit of {memory} bytes may be too small to start in"
+        return None
 
     def lift_cpu(self) -> None:
         """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds."""

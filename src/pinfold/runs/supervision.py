@@ -178,6 +178,7 @@ class Supervision:
                   self._request.rlimits)  # fmt: skip
         except SpawnError as error:
             self.error = error
+            error.advice = self.ceilings.advice(error) or error.advice
             io.close_for_child()
             self._begin_streams()
             self.take(Event.SPAWN_FAILED)
