@@ -20,9 +20,9 @@ KILL_BOUND = 0.25  # seconds; usual is a hundredth of that
     ],
     ids=["throttled", "a throttled bomb", "held at memory_high"],
 )
-def test_what_is_throttled_is_killed_in_time(fold, worker, slowness, report_figure, word, limits):
+def test_what_is_throttled_is_killed_in_time(every_fold, worker, slowness, report_figure, word, limits):
     start = time.monotonic()
-    result = fold.run(worker(word), limits=limits, timeout=1)
+    result = every_fold.run(worker(word), limits=limits, timeout=1)
     wall = time.monotonic() - start
     report_figure(f"kill to empty, usec ({limits})", result.receipt.kill_to_empty_usec)
     report_figure("wall time of a timeout of 1 s", wall)
@@ -31,6 +31,22 @@ def test_what_is_throttled_is_killed_in_time(fold, worker, slowness, report_figu
     assert result.receipt.removed
     assert result.receipt.kill_to_empty_usec < KILL_BOUND * slowness * 1e6
     assert wall < 1 + 0.5 * slowness
+
+
+@pytest.mark.parametrize("cpus", [0.01, 0.001])
+def test_a_time_limit_holds_for_what_can_hardly_start(fold, slowness, cpus):
+    start = time.monotonic()
+    result = fold.run(["sleep", "60"], limits={"cpu_max": cpus}, timeout=1)
+    assert result.outcome == "timed_out"
+    assert result.limits["applied"] == {"cpu_max": cpus}
+    assert result.receipt.emptied
+    assert time.monotonic() - start < 1 + 0.5 * slowness
+
+
+def test_a_cpu_limit_that_was_lifted_for_the_start_is_in_force_after_it(fold, worker, cgroup_of):
+    with fold.start(worker("spin"), limits={"cpu_max": 0.01}, timeout=60) as run:
+        assert (cgroup_of(run.pid) / "cpu.max").read_text() == "1000 100000\n"
+        run.kill()
 
 
 # Between these two the memory ends within execve(2), which kernel 6.1 does not survive everywhere (user-mode Linux).

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pinfold.limits.files import Setting
 
 RESOURCES: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
+_SLOW: Final = 0.1  # CPUs
 NOTHING_STRUCK: Final = Events()
 
 
@@ -35,6 +36,7 @@ class Ceilings:
         )
         self._before = {} if scope.above is None else scope.above.counts()
         self._watch: MemoryWatch | None = None
+        self._cpu_max: str | None = None
         self.events = NOTHING_STRUCK
 
     def watch(self, start: float) -> bool:
@@ -54,6 +56,22 @@ class Ceilings:
         if error.step == "exec" and error.errno in (errno.ENOMEM, errno.E2BIG) and isinstance(memory, int):
             return f"its memory limit of {memory} bytes may be too small to start in"
         return None
+
+    def let_start(self) -> None:
+        """Before the spawn, lift a cpu_max by which it would take seconds: we wait in it, and keep no time until then.
+
+        execve(2) costs a millisecond of CPU time or more, and at 1 % of a CPU that is all there is in a tenth of a
+        second. `hold` follows at once.
+        """
+        applied = self.limits["applied"].get("cpu_max")
+        if isinstance(applied, float) and applied < _SLOW:
+            self._cpu_max = self._scope.cgroup.read("cpu.max")
+            self.lift_cpu()
+
+    def hold(self) -> None:
+        """After the spawn, put in force again what `let_start` lifted. Raises CgroupError."""
+        if self._cpu_max is not None:
+            self._scope.cgroup.set("cpu.max", self._cpu_max.strip())
 
     def lift_cpu(self) -> None:
         """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds."""
