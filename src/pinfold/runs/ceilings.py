@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pinfold.backend import Asked, Scope
 from pinfold.cgroup import control, oom
 from pinfold.cgroup.files import flat_keyed
+from pinfold.cgroup.tree import above
 from pinfold.errors import CgroupError, Error, SpawnError, Unsupported
 from pinfold.result import Events
 from pinfold.runs.memory import MemoryWatch
@@ -37,6 +38,7 @@ class Ceilings:
         self._before = {} if scope.above is None else scope.above.counts()
         self._watch: MemoryWatch | None = None
         self._cpu_max: str | None = None
+        self._unit_cpu_max: str | None = None
         self.events = NOTHING_STRUCK
 
     def watch(self, start: float) -> bool:
@@ -70,14 +72,26 @@ class Ceilings:
 
     def hold(self) -> None:
         """After the spawn, put in force again what `let_start` lifted. Raises CgroupError."""
-        if self._cpu_max is not None:
-            self._scope.cgroup.set("cpu.max", self._cpu_max.strip())
+        if self._cpu_max is None:
+            return
+        self._scope.cgroup.set("cpu.max", self._cpu_max.strip())
+        if self._unit_cpu_max is not None:
+            with contextlib.suppress(OSError):  # the run's own is the limit; the unit's is for show
+                control.exchange(next(above(self._scope.place)), "cpu.max", self._unit_cpu_max)
 
     def lift_cpu(self) -> None:
-        """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds."""
-        if "cpu_max" in self.limits["applied"]:
-            with contextlib.suppress(CgroupError):
-                self._scope.cgroup.set("cpu.max", "max")
+        """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds.
+
+        The file of the run's own unit is systemd's, and only borrowed: until `hold`, or until the unit ends, which is
+        next.
+        """
+        if "cpu_max" not in self.limits["applied"]:
+            return
+        with contextlib.suppress(CgroupError):
+            self._scope.cgroup.set("cpu.max", "max")
+        if self._scope.own_unit is not None:
+            with contextlib.suppress(OSError):
+                self._unit_cpu_max = control.exchange(next(above(self._scope.place)), "cpu.max", "max")
 
     @property
     def parts(self) -> dict[str, int]:
