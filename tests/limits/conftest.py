@@ -22,7 +22,7 @@ KINDS = {"cgroupfs": {}, "systemd": {}, "scope-per-run": {"scope_per_run": True}
 
 
 @pytest.fixture(autouse=True)
-def controllers(session_cgroup):
+def controllers(session_cgroup):  # from where that one has put us
     """The controllers that runs can have; skips where limits of memory, processes and CPU cannot be real."""
     try:
         place = delegation.place_for_runs()

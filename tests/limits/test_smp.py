@@ -44,7 +44,7 @@ def test_a_command_sees_the_cpus_of_its_set_alone(opened, files, last_cpu, cpuse
     assert result.limits["applied"] == {"cpuset_cpus": str(last_cpu)}
 
 
-def test_the_command_line_s_cpus_are_the_same(one_fold, files, last_cpu, cpuset):
+def test_cpus_as_numbers_and_memory_nodes_are_in_their_files(one_fold, files, last_cpu, cpuset):
     limits = {"cpuset_cpus": [last_cpu], "cpuset_mems": "0"}
     result = one_fold.run(files("cpuset.cpus", "cpuset.mems"), limits=limits, capture_output=True)
     assert files.read(result.stdout) == {"cpuset.cpus": str(last_cpu), "cpuset.mems": "0"}
