@@ -23,6 +23,9 @@ CONNECT_DEADLINE: Final = 5.0  # seconds, all four; a connect takes milliseconds
 START_DEADLINE: Final = 10.0
 LOOK_DEADLINE: Final = 1.0
 CLEAN_BOUND: Final = 1.0  # on top of a deadline that has passed
+# Whoever is the first on a user's bus starts it (socket activation), and the manager itself only comes then.
+_COMING: Final = 2.0
+_COMING_LOOK: Final = 0.02
 
 _NAME: Final = "org.freedesktop.systemd1"
 _OBJECT: Final = "/org/freedesktop/systemd1"
@@ -81,13 +84,18 @@ class Manager:
                 user=user,
                 fix="use the backend cgroupfs, or a systemd inside the container",
             )
-        try:
-            bus.call(THE_BUS, "GetNameOwner", "s", (_NAME,), end=end)
-        except BusRefused as error:
-            raise _no_systemd(f"there is no systemd on the bus at {where}: {error}", user=user) from error
-        except BusError as error:
-            raise _no_systemd(f"{where}: GetNameOwner: {error}", user=user) from error
-        return cls(bus, where, user=user)
+        until = min(end, time.monotonic() + _COMING)
+        while True:
+            try:
+                bus.call(THE_BUS, "GetNameOwner", "s", (_NAME,), end=end)
+            except BusRefused as error:
+                if error.name.endswith(".NameHasNoOwner") and time.monotonic() < until:
+                    time.sleep(_COMING_LOOK)
+                    continue
+                raise _no_systemd(f"there is no systemd on the bus at {where}: {error}", user=user) from error
+            except BusError as error:
+                raise _no_systemd(f"{where}: GetNameOwner: {error}", user=user) from error
+            return cls(bus, where, user=user)
 
     def start_scope(
         self, name: str, properties: list[tuple[str, tuple[str, Any]]], deadline: float = START_DEADLINE
