@@ -32,6 +32,9 @@ _DYING: Final = 0.01
 _LEAF_BOUND: Final = 1.0
 _LOOK: Final = 0.001
 _INFINITE: Final = 2**64 - 1
+# The guard is one process, and must not be what the kernel kills for want of memory: that ends the scope. The cgroups
+# themselves cost their unit memory too, up to 100 kB each where there are many CPUs.
+_GUARD_ROOM: Final = {"TasksMax": ("pids.max", 1), "MemoryMax": ("memory.max", 4 << 20)}
 Property = tuple[str, tuple[str, Any]]
 
 
@@ -64,6 +67,7 @@ class ScopeUnit:
             if caller:
                 delegation.move(self.place, CALLER, [os.getpid()])
             control.give(self.place, control.ACCOUNTING)
+            _make_room_for_the_guard(self.place, properties)
         except BaseException:
             self._guard.end()
             raise
@@ -116,3 +120,15 @@ class ScopeUnit:
     def forget(self) -> None:
         """Close what is ours, and leave the scope as it is: in a forked child it is the parent's."""
         self._guard.forget()
+
+
+def _make_room_for_the_guard(place: Place, properties: list[Property]) -> None:
+    """Raise what the kernel enforces on the unit by the guard's share, so that the run meets its own limit first.
+
+    systemd shows what was asked for, and would write it again at a reload; the run has it in its own cgroup anyway.
+    """
+    for name, (_signature, value) in properties:
+        if name in _GUARD_ROOM and value != _INFINITE:
+            file, room = _GUARD_ROOM[name]
+            with contextlib.suppress(OSError):  # no such controller
+                control.exchange(place, file, str(value + room))

@@ -10,6 +10,7 @@ import contextlib
 import os
 from typing import Final
 
+from pinfold.cgroup.files import reread
 from pinfold.cgroup.tree import Place, above
 from pinfold.errors import Unsupported
 
@@ -81,6 +82,21 @@ def give(place: Place, controllers: frozenset[str]) -> frozenset[str]:
             finally:
                 os.close(directory)
     return given(place.directory)
+
+
+def exchange(place: Place, file: str, text: str) -> str:
+    """Write a file of a cgroup, and return what it said before. Raises OSError."""
+    directory = place.hierarchy.open_root(place.directory)
+    try:
+        fd = place.hierarchy.open(directory, file, os.O_RDWR)
+        try:
+            before = reread(fd)
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+    finally:
+        os.close(directory)
+    return before.strip()
 
 
 def missing(controller: str, place: Place) -> tuple[str, str]:

@@ -72,16 +72,25 @@ def _unlimited(directory: str) -> bool:
 
 
 def is_delegated(place: Place) -> bool:
-    """Whether systemd, where it runs, has handed this cgroup to its unit; elsewhere every cgroup is ours.
+    """Whether systemd, where it runs, has handed this cgroup, or the unit it is in, to us; elsewhere all are ours.
 
     The mark is an attribute (systemd 251); a user manager cannot set it on the units it delegates, but owns them.
     """
     if not systemd_is_running():
         return True
+    for at in (place, *above(place)):
+        if _is_marked(at.directory) or os.stat(at.directory).st_uid != 0:
+            return True
+        if _is_unit(os.path.basename(at.path)):
+            return False
+    return False
+
+
+def _is_marked(directory: str) -> bool:
     try:
-        return os.getxattr(place.directory, "user.delegate") == b"1"
+        return os.getxattr(directory, "user.delegate") == b"1"
     except OSError:
-        return os.stat(place.directory).st_uid != 0
+        return False
 
 
 def move(place: Place, leaf: str, pids: list[int]) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pinfold.backend import Asked, Scope
 from pinfold.cgroup import control, oom
 from pinfold.cgroup.files import flat_keyed
-from pinfold.errors import CgroupError, Error, Unsupported
+from pinfold.cgroup.tree import above
+from pinfold.errors import CgroupError, Error, SpawnError, Unsupported
 from pinfold.result import Events
 from pinfold.runs.memory import MemoryWatch
 from pinfold.units import INFINITY
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pinfold.limits.files import Setting
 
 RESOURCES: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
+_SLOW: Final = 0.1  # CPUs
 NOTHING_STRUCK: Final = Events()
 
 
@@ -35,6 +37,8 @@ class Ceilings:
         )
         self._before = {} if scope.above is None else scope.above.counts()
         self._watch: MemoryWatch | None = None
+        self._cpu_max: str | None = None
+        self._unit_cpu_max: str | None = None
         self.events = NOTHING_STRUCK
 
     def watch(self, start: float) -> bool:
@@ -48,11 +52,46 @@ class Ceilings:
         """Whether it is stuck at its memory limit. To be asked each `LOOK` seconds."""
         return self._watch is not None and self._watch.look(now)
 
+    def advice(self, error: SpawnError) -> str | None:
+        """Where a limit may be why the command could not be started: what the kernel does not say."""
+        memory = self.limits["applied"].get("memory_max")
+        if error.step == "exec" and error.errno in (errno.ENOMEM, errno.E2BIG) and isinstance(memory, int):
+            return f"its memory limit of {memory} bytes may be too small to start in"
+        return None
+
+    def let_start(self) -> None:
+        """Before the spawn, lift a cpu_max by which it would take seconds: we wait in it, and keep no time until then.
+
+        execve(2) costs a millisecond of CPU time or more, and at 1 % of a CPU that is all there is in a tenth of a
+        second. `hold` follows at once.
+        """
+        applied = self.limits["applied"].get("cpu_max")
+        if isinstance(applied, float) and applied < _SLOW:
+            self._cpu_max = self._scope.cgroup.read("cpu.max")
+            self.lift_cpu()
+
+    def hold(self) -> None:
+        """After the spawn, put in force again what `let_start` lifted. Raises CgroupError."""
+        if self._cpu_max is None:
+            return
+        self._scope.cgroup.set("cpu.max", self._cpu_max.strip())
+        if self._unit_cpu_max is not None:
+            with contextlib.suppress(OSError):  # the run's own is the limit; the unit's is for show
+                control.exchange(next(above(self._scope.place)), "cpu.max", self._unit_cpu_max)
+
     def lift_cpu(self) -> None:
-        """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds."""
-        if "cpu_max" in self.limits["applied"]:
-            with contextlib.suppress(CgroupError):
-                self._scope.cgroup.set("cpu.max", "max")
+        """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds.
+
+        The file of the run's own unit is systemd's, and only borrowed: until `hold`, or until the unit ends, which is
+        next.
+        """
+        if "cpu_max" not in self.limits["applied"]:
+            return
+        with contextlib.suppress(CgroupError):
+            self._scope.cgroup.set("cpu.max", "max")
+        if self._scope.own_unit is not None:
+            with contextlib.suppress(OSError):
+                self._unit_cpu_max = control.exchange(next(above(self._scope.place)), "cpu.max", "max")
 
     @property
     def parts(self) -> dict[str, int]:

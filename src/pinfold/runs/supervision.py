@@ -173,11 +173,14 @@ class Supervision:
 
     def _spawn(self) -> None:
         io, child = self.io, self.io.child
+        self.ceilings.let_start()
         try:
             spawn(self.command, self.policy, self.scope.cgroup, (child[0], child[1], child[2]), self.born,
                   self._request.rlimits)  # fmt: skip
+            self.ceilings.hold()
         except SpawnError as error:
             self.error = error
+            error.advice = self.ceilings.advice(error) or error.advice
             io.close_for_child()
             self._begin_streams()
             self.take(Event.SPAWN_FAILED)
