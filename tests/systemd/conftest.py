@@ -9,6 +9,7 @@ import time
 import pytest
 
 from pinfold.backend.manager import Manager
+from pinfold.runs import fold
 
 USER = os.geteuid() != 0
 DEADLINE = 5.0 * float(os.environ.get("SLOWNESS", "1"))
@@ -64,6 +65,9 @@ def no_units_left(no_leaks):
     yield
     if not os.path.isdir("/run/systemd/system"):
         return
+    if fold._default is not None:
+        fold._default.close()
+        fold._default = None
     end = time.monotonic() + DEADLINE
     while left := _units():
         if time.monotonic() > end:

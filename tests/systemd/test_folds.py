@@ -90,6 +90,8 @@ def test_two_hundred_runs_are_one_job(fold, show, systemctl, wait_until):
 @pytest.mark.parametrize("what", ["daemon-reload", "daemon-reexec"])
 def test_runs_are_right_while_the_manager_is_reloaded(fold, systemctl, what):
     """Fifty runs for each; a stray in each has to be found in its cgroup whatever systemd does meanwhile."""
+    if what == "daemon-reexec" and not USER and "TESTBED" in os.environ:
+        pytest.skip("needs a caller that systemd does not wait for: systemd-run --wait ends at a daemon-reexec")
     done, failures = threading.Event(), []
 
     def reload() -> None:
@@ -174,6 +176,7 @@ def test_a_job_that_hangs_ends_in_its_deadline_and_leaves_nothing(booted, monkey
         assert [line for line in units() if ".scope" in line] == []
     finally:
         systemctl("stop", "pinfold-hangs.service", "pinfoldslow.slice", check=False)
+        systemctl("reset-failed", "pinfold-hangs.service", check=False)
         hangs.unlink()
         slow.unlink()
         systemctl("daemon-reload")

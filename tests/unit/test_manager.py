@@ -331,20 +331,6 @@ def test_a_bus_without_systemd_is_no_systemd(bus):
         Manager.connect(user=False)
 
 
-def test_a_manager_that_comes_to_its_bus_a_moment_later_is_waited_for(bus):
-    owner, asked = bus.handlers["GetNameOwner"], []
-
-    def later(message):
-        asked.append(message)
-        if len(asked) < 3:
-            return bus.error("org.freedesktop.DBus.Error.NameHasNoOwner", "no owner")(message)
-        return owner(message)
-
-    bus.handlers["GetNameOwner"] = later
-    Manager.connect(user=False).close()
-    assert len(asked) == 3
-
-
 def test_a_bus_of_another_pid_namespace_is_refused(bus, monkeypatch):
     """With a real namespace: tests/systemd."""
     monkeypatch.setattr(bus_module.Bus, "peer_pid", lambda _self: 0)

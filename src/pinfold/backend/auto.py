@@ -25,7 +25,7 @@ def open_backend(name: Name, *, spare: bool, slice_name: str | None, scope_per_r
     of_units = slice_name is not None or scope_per_run
     if name == "cgroupfs":
         if of_units:
-            raise UsageError("slice and scope_per_run are the backend systemd's: cgroupfs makes no units")
+            raise UsageError("a slice, and a unit for a run, are the backend systemd's: cgroupfs makes none")
         return CgroupfsBackend(spare=spare, move_caller=move_caller)
     found: str | None
     if not delegation.systemd_is_running():  # said without importing what it takes to ask it

@@ -25,6 +25,7 @@ Aux = tuple[str, list[Property]]
 CONNECT_DEADLINE: Final = 5.0  # seconds, all four; a connect takes milliseconds, and so does a start
 START_DEADLINE: Final = 10.0
 LOOK_DEADLINE: Final = 1.0
+_PASSING_LOOK: Final = 0.002
 CLEAN_BOUND: Final = 1.0  # on top of a deadline that has passed
 
 _NAME: Final = "org.freedesktop.systemd1"
@@ -112,13 +113,9 @@ class Manager:
         Raises NoSystemd (no connection, not permitted) or UnitError (refused, failed, not in time).
         """
         with self._turn("start", name, deadline) as end:
-            slices = [] if passing_slice is None else [(passing_slice, [("StopWhenUnneeded", ("b", True))])]
-            try:
-                result = self._start(name, properties, slices, end)
-            except BusRefused as error:
-                if passing_slice is None or passing_slice not in str(error):
-                    raise
-                result = self._start(name, properties, [], end)  # it is there, somebody else's or from before
+            result = None if passing_slice is None else self._start_in_passing(name, properties, passing_slice, end)
+            if result is None:
+                result = self._start(name, properties, [], end)
         if result != "done":
             raise UnitError(name, "start", f"its job ended as {result!r}", self._see(name))
 
@@ -128,14 +125,7 @@ class Manager:
         A unit that goes between the two questions that this takes is "inactive". Raises NoSystemd or UnitError.
         """
         with self._turn("look at", unit, deadline) as end:
-            try:
-                # To ask an object path that is not there would have systemd load the unit, and call it inactive.
-                path = _string(self._ask("GetUnit", "s", (unit,), end))
-                return self._property(Target(path, _NAME, _UNIT), "ActiveState", end)
-            except BusRefused as error:
-                if error.name in _NO_UNIT:
-                    return None
-                raise
+            return self._active_state(unit, end)
 
     def stop(self, unit: str, deadline: float) -> None:
         """Stop a unit and forget its failure, as far as that can be done in time. Raises nothing."""
@@ -232,6 +222,29 @@ class Manager:
             if result != "done":
                 self._clean(name, time.monotonic() + CLEAN_BOUND)
             return result
+
+    def _start_in_passing(self, name: str, properties: list[Property], slice_: str, end: float) -> str | None:
+        """As `_start`, with a slice that goes with its last unit; None: there is one already, which will do."""
+        slices: list[Aux] = [(slice_, [("StopWhenUnneeded", ("b", True))])]
+        while True:
+            try:
+                return self._start(name, properties, slices, end)
+            except BusRefused as error:
+                if slice_ not in str(error):
+                    raise
+            if self._active_state(slice_, end) == "active" or time.monotonic() > end - CLEAN_BOUND:
+                return None
+            time.sleep(_PASSING_LOOK)  # the one before is just being collected
+
+    def _active_state(self, unit: str, end: float) -> str | None:
+        try:
+            # To ask an object path that is not there would have systemd load the unit, and call it inactive.
+            path = _string(self._ask("GetUnit", "s", (unit,), end))
+            return self._property(Target(path, _NAME, _UNIT), "ActiveState", end)
+        except BusRefused as error:
+            if error.name in _NO_UNIT:
+                return None
+            raise
 
     def _removed(self, job: Answer, end: float) -> str:
         """Wait for the end of a job that `job` is the reply about: "done", "failed", "canceled", "timeout", …"""

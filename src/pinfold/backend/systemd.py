@@ -77,7 +77,7 @@ class SystemdBackend:
         """
         self._user = os.geteuid() != 0
         self._spare, self._scope_per_run, self._why = spare, scope_per_run, why
-        self._slice = unit_name(slice_name or SLICE, "slice")
+        self._slice = SLICE if slice_name is None else unit_name(slice_name, "slice")
         self._homes: dict[str, _Home] = {}  # of single runs, by their ids
         self._fold: _Home | None = None
         outside = self._user and not within_user_manager()
@@ -140,7 +140,7 @@ class SystemdBackend:
             from pinfold.limits.properties import to_properties
 
             properties = to_properties(asked.limits)
-        name = unit_name(asked.unit or f"{PREFIX}run-{os.urandom(8).hex()}")
+        name = f"{PREFIX}run-{os.urandom(8).hex()}.scope" if asked.unit is None else unit_name(asked.unit)
         home = self._home(name, asked.description or name, properties, own_unit=True)
         try:
             home.provide(asked.controllers)

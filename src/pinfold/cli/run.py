@@ -90,7 +90,11 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
     arguments = _arguments(options)
     write_result = _result_writer(options["result_file"], options["result_fd"])
     try:
-        place = {"backend": options["backend"], "slice": options["slice_name"]}
+        place = {
+            "backend": options["backend"],
+            "slice": options["slice_name"],
+            "scope_per_run": options["unit"] is not None,
+        }
         result, ended_by = _supervised(list(argv), place, arguments)
     except SpawnError as error:
         complain(words.why_not_started(error))
