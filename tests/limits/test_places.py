@@ -168,4 +168,5 @@ def test_a_read_only_mount_in_a_container_is_one_clear_error(in_a_container, mou
     assert ended.returncode == 125
     (line,) = ended.stderr.splitlines()
     assert f"mounted read-only at {mount_point}" in line
-    assert "in Docker run with" in line
+    assert f"mount -o remount,rw {mount_point}" in line
+    assert all(f"{way} " in line for way in ("docker run", "podman run", "Kubernetes", "GitHub Actions"))

@@ -106,7 +106,7 @@ class TestUnits:
 
     def test_cgroupfs_refuses_what_only_systemd_has(self, host, units):
         host()
-        with pytest.raises(UsageError, match="cgroupfs makes no units"):
+        with pytest.raises(UsageError, match="cgroupfs makes none"):
             opened("cgroupfs", **units)
 
 

@@ -169,7 +169,7 @@ def test_a_host_without_a_usable_mount_is_told_why(host, mountinfo, path, found)
     with pytest.raises(NoCgroup2) as caught:
         tree.own_place()
     assert found in caught.value.found
-    assert "mount -t cgroup2" in caught.value.fix
+    assert ("mount -o remount,rw" if "read-only" in found else "mount -t cgroup2") in caught.value.fix
 
 
 def test_the_nearest_cgroup_that_is_ours_to_divide_is_taken(host, monkeypatch):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pinfold.backend.guard import Guard
 from pinfold.cgroup import control, delegation, tree
 from pinfold.cgroup.tree import Place
-from pinfold.errors import Error, UnitError
+from pinfold.errors import Error, NoSystemd, UnitError
 
 if TYPE_CHECKING:
     from pinfold.backend.manager import Manager
@@ -48,7 +48,13 @@ class ScopeUnit:
         Raises UnitError, NoSystemd or CgroupError; nothing is left then.
         """
         self.name, self._user = name, user
-        self._guard = Guard()
+        try:
+            self._guard = Guard()
+        except OSError as error:  # where a filter refuses clone3 in the wrong way (EPERM), libc starts nothing
+            found = f"its guard could not be started: {error}"
+            raise NoSystemd(
+                f"the scope {name}", found, "let the seccomp filter pass clone3, or use cgroupfs"
+            ) from error
         try:
             manager.start_scope(name, [
                 ("Description", ("s", description)),
@@ -59,7 +65,7 @@ class ScopeUnit:
                 ("TimeoutStopUSec", ("t", _STOP_USEC)),
                 # Or DefaultTasksMax= would be a limit that nobody asked for.
                 *([] if any(key == "TasksMax" for key, _ in properties) else [("TasksMax", ("t", _INFINITE))]),
-                *properties,
+                *map(_with_room_to_start, properties),
             ], passing_slice=slice_name if slice_name == SLICE else None)  # fmt: skip
             self.place = self._where_the_guard_is()
             # It cannot give controllers to those below while it holds processes itself.
@@ -120,6 +126,13 @@ class ScopeUnit:
     def forget(self) -> None:
         """Close what is ours, and leave the scope as it is: in a forked child it is the parent's."""
         self._guard.forget()
+
+
+def _with_room_to_start(wanted: Property) -> Property:
+    """A limit in which not even the guard could live is that much larger for the unit; the run has its own."""
+    name, (signature, value) = wanted
+    room = _GUARD_ROOM[name][1] if name in _GUARD_ROOM else 0
+    return (name, (signature, value + room)) if name in _GUARD_ROOM and value <= room else wanted
 
 
 def _make_room_for_the_guard(place: Place, properties: list[Property]) -> None:

@@ -21,6 +21,11 @@ _FIXES: Final[dict[Kind, str]] = {
     "(Docker 28; before: --privileged)",
     "github": f"run it by: {_AS_A_SERVICE}",
 }
+_ALL: Final = (
+    "docker run --cgroupns=private --security-opt writable-cgroups=true (Docker 28), "
+    "podman run --security-opt unmask=/sys/fs/cgroup, in Kubernetes cgroup_writable = true of containerd's runtime, "
+    "on GitHub Actions sudo systemd-run -p Delegate=yes"
+)
 _CAP_SYS_ADMIN: Final = 1 << 21
 
 
@@ -47,14 +52,23 @@ def may_mount(status: str, uid_map: str) -> bool:
     return bool(int(effective, 16) & _CAP_SYS_ADMIN) and uid_map.split() == ["0", "0", "4294967295"]
 
 
-def mount_fix(found: Kind | None, *, mounting: bool) -> str:
-    """How to get a usable mount of cgroup v2; `mounting`: whether we may mount it ourselves."""
-    return f"mount it: {MOUNT}" if found is None or mounting else _FIXES[found]
+def mount_fix(found: Kind | None, *, mounting: bool, read_only: str | None = None) -> str:
+    """How to get a usable mount of cgroup v2; `mounting`: whether we may mount it ourselves.
+
+    `read_only`: where it is mounted so. That is how containers have it, so what is none that we know gets the fixes of
+    all.
+    """
+    if found is not None and not mounting:
+        return _FIXES[found]
+    if read_only is None:
+        return f"mount it: {MOUNT}"
+    return f"as root: mount -o remount,rw {read_only}; in a container: {_ALL}"
 
 
-def mount_fix_here() -> str:
+def mount_fix_here(read_only: str | None = None) -> str:
     """The same, for this process."""
-    return mount_fix(kind(), mounting=may_mount(_read("/proc/self/status"), _read("/proc/self/uid_map")))
+    mounting = may_mount(_read("/proc/self/status"), _read("/proc/self/uid_map"))
+    return mount_fix(kind(), mounting=mounting, read_only=read_only)
 
 
 def delegation_fix(found: Kind | None, uid: int) -> str:

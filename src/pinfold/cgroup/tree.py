@@ -103,7 +103,8 @@ def place_at(path: str | None) -> Place:
         directory = locate(mount, path)
         if directory and _is_on(directory, mount.device):
             if mount.read_only:
-                raise NoCgroup2("cgroup v2", f"mounted read-only at {mount.point}", container.mount_fix_here())
+                fix = container.mount_fix_here(read_only=mount.point)
+                raise NoCgroup2("cgroup v2", f"mounted read-only at {mount.point}", fix)
             return Place(directory=directory, path=path, hierarchy=Hierarchy(mount.device))
     where = ", ".join(m.point for m in found)
     hidden = f"our own cgroup {path} is not visible in the mount at {where}"
