@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pinfold.cgroup import tree
+
 HERE = Path(__file__).parent
 VILLAINS = HERE.parent / "villains.py"
 HOSTS = HERE / "hosts.py"
@@ -173,9 +175,10 @@ def pytest_runtest_teardown(item):
     finally:
         directory = item.funcargs.get("session_cgroup")
         if directory is not None:
+            ours = tree.own_place().directory
             for root, children, _files in os.walk(directory, topdown=False):
                 del children
-                if root != str(directory):
+                if root not in (str(directory), ours):
                     _sweep(Path(root))
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from pinfold.cgroup import tree
 
+OWN = "from pinfold.cgroup.tree import own_place\nown = lambda: own_place().path"
 CLI = Path(sys.executable).with_name("pinfold")
 
 
@@ -25,7 +26,7 @@ def _session(booted):
 
 def program(code):
     return subprocess.run(
-        [sys.executable, "-c", f"import pinfold\nfrom pinfold.cgroup.tree import own_place\nown = lambda: own_place().path\n{code}"],
+        [sys.executable, "-c", f"import pinfold\n{OWN}\n{code}"],
         env={**os.environ, "PINFOLD_BACKEND": "auto"}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 

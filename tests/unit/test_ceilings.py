@@ -217,7 +217,7 @@ def test_the_parts_of_its_memory_are_seen_in_passing(impose):
 @pytest.mark.parametrize(
     ("texts", "stall", "events"),
     [
-        ({}, False, Events()), ({}, True, Events(stall=True)),
+        ({}, False, Events()), ({}, True, Events(oom_by="own", oom_cgroup=PATH, stall=True)),
         ({"memory.events": "low 0\nhigh 0\nmax 9\noom 0\noom_kill 0\n"}, False, Events(0, 0)),
         ({"pids.events": "max 3\n"}, False, Events(pids_max=3)),
         ({"memory.events": "oom 1\noom_kill 2\n", "memory.events.local": "oom 1\noom_kill 2\n"}, False,

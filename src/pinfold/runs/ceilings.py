@@ -49,7 +49,10 @@ class Ceilings:
         return True
 
     def look(self, now: float) -> bool:
-        """Whether it is stuck at its memory limit. To be asked each `LOOK` seconds."""
+        """Whether it is stuck at its memory limit, or the kernel finds nothing to kill there.
+
+        To be asked each `LOOK` seconds.
+        """
         return self._watch is not None and self._watch.look(now)
 
     def advice(self, error: SpawnError) -> str | None:
@@ -102,8 +105,11 @@ class Ceilings:
         """What they did to the run, by its accounts (their texts) once nothing is left of it."""
         scope = self._scope
         memory, pids = flat_keyed(texts.get("memory.events", "")), flat_keyed(texts.get("pids.events", ""))
-        self.events = Events(memory.get("oom"), memory.get("oom_kill"), pids.get("max"), stall=stall)
-        if memory.get("oom_kill") and scope.above is not None:
+        unkillable = self._watch is not None and self._watch.unkillable
+        self.events = Events(memory.get("oom"), memory.get("oom_kill"), pids.get("max"), stall=stall and not unkillable)
+        if stall:
+            self.events = self.events._replace(oom_by="own", oom_cgroup=scope.cgroup.path)
+        elif memory.get("oom_kill") and scope.above is not None:
             own = frozenset({scope.cgroup.path} | ({scope.own_unit} if scope.own_unit else set()))
             by, cgroup = oom.verdict(texts, own, self._before, scope.above)
             process = oom.victim(scope.cgroup.path.rpartition("/")[2])

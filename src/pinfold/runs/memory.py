@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 from pinfold.cgroup.accounts import memory_parts
-from pinfold.cgroup.files import number, stall_usec
+from pinfold.cgroup.files import flat_keyed, number, stall_usec
 from pinfold.cgroup.group import Cgroup
 from pinfold.units import INFINITY
 
 LOOK: Final = 0.1  # seconds
 _STUCK: Final = 0.8  # of the time, in which all its processes waited for memory
+_VAIN: Final = 3  # looks in a row; who is being killed may hit the limit a few times more
 _FULL: Final = 0.95  # of the limit: reclaim works in batches, and frees a little again and again
 
 
@@ -43,6 +44,8 @@ class MemoryWatch:
         self._cgroup = cgroup
         self._stall = Stall(stall_timeout) if stall_timeout < INFINITY else None
         self._fullest = -1
+        self._vain, self._counts = 0, (0, 0)
+        self.unkillable = False
         self.parts: dict[str, int] = {}  # of memory.stat, at the fullest look so far
         if self._stall:
             self.look(start)
@@ -54,10 +57,24 @@ class MemoryWatch:
             return False
         if current > self._fullest:
             self._fullest, self.parts = current, memory_parts(self._cgroup.read("memory.stat") or "")
+        if self._in_vain():
+            self.unkillable = True
+            return True
         if self._stall is None:
             return False
         full = stall_usec(self._cgroup.read("memory.pressure"), "full")
         return full is not None and self._stall.look(now, current, self._ceiling(), full)
+
+    def _in_vain(self) -> bool:
+        """Whether the kernel finds nothing to kill at the limit, again and again.
+
+        Root can exempt its processes (oom_score_adj -1000); then they do not die, and fault for ever.
+        """
+        ooms = flat_keyed(self._cgroup.read("memory.events.local") or "").get("oom", 0)
+        kills = flat_keyed(self._cgroup.read("memory.events") or "").get("oom_kill", 0)
+        self._vain = self._vain + 1 if ooms > self._counts[0] and kills == self._counts[1] else 0
+        self._counts = ooms, kills
+        return self._vain >= _VAIN
 
     def _ceiling(self) -> float:
         limits = (number(self._cgroup.read(name)) for name in ("memory.max", "memory.high"))
