@@ -140,6 +140,8 @@ def _impose(limits: Limits, scope: Scope) -> dict[str, dict[str, Any]]:
             continue
         before = applied.get(setting.limit)
         applied[setting.limit] = {**before, **value} if isinstance(before, dict) else value
+    if "cpu_max" in applied and "cpu_period_usec" in asked:
+        applied["cpu_period_usec"] = asked["cpu_period_usec"]  # the same file, and agreed with
     # Resource limits are set, and read back, between clone and exec: without them there is no run.
     applied |= {name: value for name, value in asked.items() if name in RESOURCES}
     return {"asked": asked, "applied": applied, "missing": missing}
