@@ -67,7 +67,8 @@ def test_the_default_fold_is_opened_anew_when_its_scope_was_stopped(booted, syst
 def test_a_scope_that_is_killed_as_a_whole_cancels_its_run(fold, systemctl, signal):
     run = fold.start(TREE)
     with run:
-        systemctl("kill", f"--signal={signal}", unit_of(run))
+        # It complains if a cgroup of the unit goes while it walks through them.
+        systemctl("kill", f"--signal={signal}", unit_of(run), check=False)
         assert run.wait(10).outcome == "canceled"
 
 
@@ -75,7 +76,8 @@ def test_a_scope_that_is_killed_as_a_whole_cancels_its_run(fold, systemctl, sign
 def test_other_signals_are_for_the_command_and_the_fold_goes_on(fold, systemctl, signal, number):
     run = fold.start(TREE)
     with run:
-        systemctl("kill", f"--signal={signal}", unit_of(run))
+        # It complains if a cgroup of the unit goes while it walks through them.
+        systemctl("kill", f"--signal={signal}", unit_of(run), check=False)
         result = run.wait(10)
     assert (result.outcome, result.returncode) == ("signaled", -number)
     assert fold.run(["true"]).ok
