@@ -17,8 +17,8 @@ INFINITY: Final = math.inf
 _MAX_SECONDS: Final = 1e10  # 317 years; more is a slip of the pen
 
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]?)(iB)?")
-_DECIMAL_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTPE])B")
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]?)(iB)?", re.ASCII)
+_DECIMAL_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTPE])B", re.ASCII)
 
 _SPAN_UNITS: Final = {
     **dict.fromkeys(("us", "usec"), 1e-6),
@@ -29,7 +29,7 @@ _SPAN_UNITS: Final = {
     **dict.fromkeys(("d", "day", "days"), 86400.0),
     **dict.fromkeys(("w", "week", "weeks"), 604800.0),
 }
-_SPAN_PART: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)")
+_SPAN_PART: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", re.ASCII)
 
 
 def size(value: object, what: str = "size") -> int:
@@ -121,9 +121,9 @@ def signal_number(value: object, what: str = "signal") -> int:
     text = str(value).strip().upper()
     if isinstance(value, int) and not isinstance(value, bool):
         number = int(value)
-    elif re.fullmatch(r"\d{1,9}", text):
+    elif re.fullmatch(r"[0-9]{1,9}", text):
         number = int(text)
-    elif match := re.fullmatch(r"(?:SIG)?RTMIN\+(\d{1,3})", text):
+    elif match := re.fullmatch(r"(?:SIG)?RTMIN\+([0-9]{1,3})", text):
         number = signal.SIGRTMIN + int(match.group(1))
     else:
         name = text if text.startswith("SIG") else "SIG" + text

@@ -96,3 +96,13 @@ def test_thirty_runs_in_scopes_of_their_own_leave_no_unit(booted, units, wait_un
     assert {result.placement.unit for result in results}.__len__() == 30
     assert all(result.receipt.strays == 1 and result.receipt.removed for result in results)
     wait_until(lambda: not units(), "the collection of the scopes")
+
+
+def test_a_run_within_a_run_stays_within_its_limits(booted):
+    """Its own scope would be beside the outer one, and free of what that is held to."""
+    outer = ["--", CLI, "run", "--", "cat", "/proc/self/cgroup"]
+    done = pinfold_run(*outer)
+    assert done.returncode == 0, done.stderr
+    path = next(line for line in done.stdout.splitlines() if line.startswith("0::"))
+    assert path.count("/run-") == 2
+    assert path.count(".scope") == 1

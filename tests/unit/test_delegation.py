@@ -182,3 +182,18 @@ def test_processes_that_fork_for_ever_are_given_up(cgroups, monkeypatch):
     monkeypatch.setattr(delegation, "_MOVE_BOUND", -1.0)
     with pytest.raises(CgroupError, match="empty /a: its processes fork faster than they can be moved"):
         move_to_leaf(place)
+
+
+@pytest.mark.parametrize(
+    ("path", "within"),
+    [
+        ("/pinfold.slice/pinfold-0123456789ab.scope/runs/run-0123456789abcdef", True),
+        ("/pinfold.slice/job.scope/runs/run-0123456789abcdef/pinfold-leaf", True),
+        ("/a/pinfold-0123456789ab/run-0123456789abcdef/b", True),
+        ("/pinfold.slice/pinfold-0123456789ab.scope/caller", False),
+        ("/runs/run-fast", False),
+        ("/run-0123456789abcdef", False),
+    ],
+)
+def test_a_run_of_ours_is_known_by_its_cgroup(path, within):
+    assert delegation.within_a_run(path) is within

@@ -193,3 +193,11 @@ def test_a_readable_size_never_counts_up_to_the_next_unit(n):
 
 def test_no_limit_has_a_readable_span_too():
     assert "inf" in units.readable_span(units.INFINITY)
+
+
+@pytest.mark.parametrize("text", ["\u0663", "6\u0664M", "\uff15"])
+def test_digits_of_other_scripts_are_no_numbers(text):
+    """Python takes them for digits; the kernel and systemd do not."""
+    for parse in (units.size, units.span, units.signal_number):
+        with pytest.raises(UsageError):
+            parse(text)

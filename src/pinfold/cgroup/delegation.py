@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -21,6 +22,7 @@ from pinfold.errors import CgroupError
 
 LEAF: Final = "pinfold-leaf"
 _MOVE_BOUND: Final = 2.0  # seconds, for processes that fork while they are being moved
+_RUN: Final = re.compile(r"/(?:runs|pinfold-[0-9a-f]{12})/run-[0-9a-f]{16}(?:/|$)")
 _LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max")
 
 
@@ -49,6 +51,11 @@ def _ours(nearest: Place) -> Iterator[Place]:
             return
         yield place
         below = place
+
+
+def within_a_run(path: str) -> bool:
+    """Whether a cgroup is that of a run of pinfold, or below one: by the names that `backend/pen.py` gives."""
+    return _RUN.search(path) is not None
 
 
 def _is_unit(name: str) -> bool:
