@@ -104,6 +104,8 @@ class Ceilings:
     def reckon(self, texts: dict[str, str], *, stall: bool) -> None:
         """What they did to the run, by its accounts (their texts) once nothing is left of it."""
         scope = self._scope
+        if not scope.controllers and not stall:
+            return
         memory, pids = flat_keyed(texts.get("memory.events", "")), flat_keyed(texts.get("pids.events", ""))
         unkillable = self._watch is not None and self._watch.unkillable
         self.events = Events(memory.get("oom"), memory.get("oom_kill"), pids.get("max"), stall=stall and not unkillable)
