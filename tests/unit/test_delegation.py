@@ -197,3 +197,15 @@ def test_processes_that_fork_for_ever_are_given_up(cgroups, monkeypatch):
 )
 def test_a_run_of_ours_is_known_by_its_cgroup(path, within):
     assert delegation.within_a_run(path) is within
+
+
+@pytest.mark.parametrize("systemd", [False, True])
+def test_a_run_of_ours_is_not_stepped_out_of(host, systemd):
+    """The kill of the outer run has to reach what is run in it."""
+    base = f"{SERVICE}/pinfold-0123456789ab"
+    run = f"{base}/run-0123456789abcdef"
+    cgroups = host(run, systemd=systemd)
+    cgroups.add(SERVICE, has=HAS, gives=HAS)
+    cgroups.add(base, has=HAS, gives=HAS, **UNLIMITED)
+    cgroups.add(run, has=HAS, holds="17", **UNLIMITED)
+    assert place_for_runs().path == run

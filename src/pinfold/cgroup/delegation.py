@@ -47,7 +47,9 @@ def _ours(nearest: Place) -> Iterator[Place]:
     below = nearest
     for place in above(nearest):
         of_systemd = systemd_is_running() and _is_unit(os.path.basename(below.path))
-        if of_systemd or not _unlimited(below.directory) or not may_make_cgroups(place.directory):
+        # Above a run of pinfold its own kill would not reach what we run.
+        is_run = within_a_run(below.path) and not within_a_run(place.path)
+        if of_systemd or is_run or not _unlimited(below.directory) or not may_make_cgroups(place.directory):
             return
         yield place
         below = place
