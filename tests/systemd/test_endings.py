@@ -74,8 +74,10 @@ def test_a_scope_that_is_killed_as_a_whole_cancels_its_run(fold, systemctl, sign
 
 @pytest.mark.parametrize(("signal", "number"), [("HUP", 1), ("USR1", 10), ("INT", 2)])
 def test_other_signals_are_for_the_command_and_the_fold_goes_on(fold, systemctl, signal, number):
-    run = fold.start(TREE)
+    # A shell that is about to start something takes an INT only when that has ended.
+    run = fold.start(["sh", "-c", "setsid sleep 60 & echo ready; exec sleep 60"], stdout=pinfold.PIPE)
     with run:
+        assert run.stdout.readline() == b"ready\n"
         # It complains if a cgroup of the unit goes while it walks through them.
         systemctl("kill", f"--signal={signal}", unit_of(run), check=False)
         result = run.wait(10)

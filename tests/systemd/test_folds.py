@@ -49,11 +49,12 @@ def test_a_command_is_born_in_a_scope_of_pinfold_slice(fold, show):
     assert str(os.getpid()) in show(unit, "Description")
 
 
-def test_the_scope_and_its_slice_are_gone_with_the_fold(booted, units, wait_until):
+def test_the_scope_is_gone_with_the_fold_and_systemd_knows_that_its_slice_may_go(booted, scopes, show, wait_until):
     with pinfold.Fold(backend="systemd") as fold:
         fold.run(["sh", "-c", "setsid sleep 60 &"])
-        assert any(".scope" in line for line in units())
-    wait_until(lambda: not units(), "the collection of the scope")
+        assert scopes()
+        assert show("pinfold.slice", "StopWhenUnneeded") == "yes"
+    wait_until(lambda: not scopes(), "the collection of the scope")
 
 
 def test_neither_import_nor_open_nor_run_moves_the_caller(booted):
@@ -157,7 +158,7 @@ def test_auto_says_why_it_is_not_systemd(booted, tmp_path):
     assert str(tmp_path) in done.stdout
 
 
-def test_a_job_that_hangs_ends_in_its_deadline_and_leaves_nothing(booted, monkeypatch, systemctl, units, wait_until):
+def test_a_job_that_hangs_ends_in_its_deadline_and_leaves_nothing(booted, monkeypatch, systemctl, scopes, wait_until):
     """A slice that waits for a unit that is never up."""
     directory = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "systemd/user")
     directory = directory if USER else Path("/run/systemd/system")
@@ -173,7 +174,7 @@ def test_a_job_that_hangs_ends_in_its_deadline_and_leaves_nothing(booted, monkey
         with pytest.raises(pinfold.UnitError, match=r"not ended in time \(1 s\)"):
             pinfold.Fold(backend="systemd", slice="pinfoldslow.slice")
         assert time.monotonic() - began < 1.0 + manager_module.CLEAN_BOUND + 1
-        assert [line for line in units() if ".scope" in line] == []
+        assert not scopes()
     finally:
         systemctl("stop", "pinfold-hangs.service", "pinfoldslow.slice", check=False)
         systemctl("reset-failed", "pinfold-hangs.service", check=False)
@@ -192,14 +193,14 @@ def test_a_slice_that_cannot_be_is_refused_before_anything_is_made(booted, name)
         pinfold.Fold(backend="systemd", slice=name)
 
 
-def test_an_exception_while_the_scope_is_settled_leaves_nothing(booted, monkeypatch, units, wait_until):
+def test_an_exception_while_the_scope_is_settled_leaves_nothing(booted, monkeypatch, scopes, wait_until):
     def interrupt(*_args: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(unit_module.delegation, "move", interrupt)
     with pytest.raises(KeyboardInterrupt):
         pinfold.Fold(backend="systemd")
-    wait_until(lambda: not units(), "the collection of the scope")
+    wait_until(lambda: not scopes(), "the collection of the scope")
 
 
 def test_many_folds_and_threads_at_once(booted):

@@ -90,12 +90,12 @@ def test_the_command_line_refuses_units_where_systemd_is_not_used(booted, name):
     assert "systemd" in done.stderr
 
 
-def test_thirty_runs_in_scopes_of_their_own_leave_no_unit(booted, units, wait_until):
+def test_thirty_runs_in_scopes_of_their_own_leave_no_unit(booted, scopes, wait_until):
     with pinfold.Fold(backend="systemd", scope_per_run=True) as fold:
         results = [fold.run(["sh", "-c", "setsid sleep 60 &"]) for _ in range(30)]
     assert {result.placement.unit for result in results}.__len__() == 30
     assert all(result.receipt.strays == 1 and result.receipt.removed for result in results)
-    wait_until(lambda: not units(), "the collection of the scopes")
+    wait_until(lambda: not scopes(), "the collection of the scopes")
 
 
 def test_a_run_within_a_run_stays_within_its_limits(booted):
