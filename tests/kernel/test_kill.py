@@ -184,7 +184,7 @@ class _OnceError(BaseException):
 
 
 MOMENTS = [
-    "pinfold.runs.strays.freeze",
+    "pinfold.cgroup.signals.freeze",
     "pinfold.runs.strays.describe",
     "pinfold.cgroup.group.Cgroup.pids",
     "pinfold.cgroup.group.Cgroup.kill",

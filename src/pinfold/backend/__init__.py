@@ -74,7 +74,7 @@ class Backend(Protocol):
 
     @property
     def guard(self) -> int | None:
-        """The pid of the process that we have beside the runs, if there is one: a child of this process."""
+        """The pid of the process that ends the runs if we cannot, if there is one for all of them."""
         ...
 
     @property
@@ -90,8 +90,8 @@ class Backend(Protocol):
         """Called while a command runs: a good moment to make the next cgroup."""
         ...
 
-    def give_back(self, scope: Scope) -> None:
-        """The run is over and its cgroup removed; what was made for it alone goes as well."""
+    def give_back(self, scope: Scope, *, removed: bool) -> None:
+        """The run is over, and its cgroup removed or to be removed later; what was made for it alone goes as well."""
         ...
 
     def kill(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Final, Literal, cast, get_args
 
 from pinfold.backend import Backend
@@ -17,7 +18,8 @@ VARIABLE: Final = "PINFOLD_BACKEND"  # what `auto` means, for whoever runs a pro
 _FIX: Final = "use a host that systemd manages, as root or with a user manager of your own (loginctl enable-linger)"
 
 
-def open_backend(name: Name, *, spare: bool, slice_name: str | None, scope_per_run: bool, move_caller: bool) -> Backend:
+def open_backend(name: Name, *, labels: Mapping[str, str], spare: bool, slice_name: str | None, scope_per_run: bool,
+                 move_caller: bool) -> Backend:  # fmt: skip
     """Open the backend of this name. Raises UsageError, NoCgroup2, NotDelegated, NoSystemd, UnitError, CgroupError."""
     if name == "auto" and (meant := os.environ.get(VARIABLE)):
         name = cast("Name", meant)
@@ -27,7 +29,7 @@ def open_backend(name: Name, *, spare: bool, slice_name: str | None, scope_per_r
     if name == "cgroupfs":
         if of_units:
             raise UsageError("a slice, and a unit for a run, are the backend systemd's: cgroupfs makes none")
-        return CgroupfsBackend(spare=spare, move_caller=move_caller)
+        return CgroupfsBackend(labels=labels, spare=spare, move_caller=move_caller)
     found: str | None
     if not delegation.systemd_is_running():  # said without importing what it takes to ask it
         found = "systemd is not the manager here (no /run/systemd/system)"
@@ -41,7 +43,12 @@ def open_backend(name: Name, *, spare: bool, slice_name: str | None, scope_per_r
             why = None if name == "systemd" else "auto: systemd is the manager here"
             try:
                 return systemd.SystemdBackend(
-                    spare=spare, slice_name=slice_name, scope_per_run=scope_per_run, move_caller=move_caller, why=why
+                    labels=labels,
+                    spare=spare,
+                    slice_name=slice_name,
+                    scope_per_run=scope_per_run,
+                    move_caller=move_caller,
+                    why=why,
                 )
             except NoSystemd as error:
                 if name == "systemd":
@@ -50,6 +57,8 @@ def open_backend(name: Name, *, spare: bool, slice_name: str | None, scope_per_r
     if name == "systemd" or of_units:
         raise NoSystemd("the backend systemd", found, _FIX)
     try:
-        return CgroupfsBackend(spare=spare, move_caller=move_caller, why=f"auto: not systemd, as {found}")
+        return CgroupfsBackend(
+            labels=labels, spare=spare, move_caller=move_caller, why=f"auto: not systemd, as {found}"
+        )
     except NotDelegated as error:
         raise NotDelegated(error.feature, f"{error.found}; nor can systemd be used: {found}", error.fix) from error

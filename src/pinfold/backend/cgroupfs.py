@@ -8,12 +8,16 @@ our own cgroup (or the nearest above it that is delegated to us and can give con
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Mapping
 from typing import Final
 
 from pinfold.backend import Asked, Scope
-from pinfold.backend.pen import Pen
+from pinfold.backend.guard import Guard
+from pinfold.backend.pen import Pen, watch
 from pinfold.cgroup import control, delegation
 from pinfold.errors import Unsupported
+from pinfold.lease import sweep
 from pinfold.result import Placement
 
 BASE_PREFIX: Final = "pinfold-"
@@ -24,7 +28,8 @@ class CgroupfsBackend:
 
     name: Final = "cgroupfs"
 
-    def __init__(self, *, spare: bool = True, move_caller: bool = False, why: str | None = None) -> None:
+    def __init__(self, *, labels: Mapping[str, str], spare: bool = True, move_caller: bool = False,
+                 why: str | None = None) -> None:  # fmt: skip
         """Make the base cgroup where `delegation.place_for_runs` says.
 
         `move_caller`: where a limit needs it, move the processes of that place (this one among them) to a leaf.
@@ -32,23 +37,44 @@ class CgroupfsBackend:
         Raises NoCgroup2, NotDelegated or CgroupError.
         """
         self._above, self._move_caller = delegation.place_for_runs(), move_caller
-        if not control.is_root(self._above.directory):  # what is enabled there concerns the whole host: only on demand
-            control.give(self._above, control.ACCOUNTING)
-        placement = Placement(self.name, self._above.path, why=why)
-        self._pen = Pen(self._above, BASE_PREFIX + os.urandom(6).hex(), placement, spare=spare)
+        self._guarding = threading.Lock()
+        self._guard = _start_guard()  # what it takes to start, it does beside us
+        try:
+            sweep.beside(self._above)
+            if not control.is_root(self._above.directory):  # what is enabled there is for all the host: only on demand
+                control.give(self._above, control.ACCOUNTING)
+            name, placement = BASE_PREFIX + os.urandom(6).hex(), Placement(self.name, self._above.path, why=why)
+            self._pen = Pen(self._above, name, placement, self._guard, labels=labels, spare=spare)
+        except BaseException:
+            self._guard.end()
+            raise
         self.path, self.signed = self._pen.place.path, self._pen.signed
 
     lost: Final = False  # nobody manages these cgroups but us
-    guard: Final = None
+
+    @property
+    def guard(self) -> int:
+        """The pid of the fold's guard."""
+        return self._guard.pid
 
     def scope(self, asked: Asked) -> Scope:
         """The cgroup of one run. Raises CgroupError, and Unsupported for a unit of its own."""
         if asked.unit is not None:
             found = "the backend cgroupfs makes no units"
             raise Unsupported(f"unit {asked.unit}", found, "use the backend systemd, on a host that it manages")
+        if self._guard.ended():
+            self._replace_guard()
         if not asked.controllers <= self._pen.controllers:
             self._provide(asked.controllers | control.ACCOUNTING)
         return self._pen.scope()
+
+    def _replace_guard(self) -> None:
+        """Somebody has killed it: no run without one."""
+        with self._guarding:
+            if self._guard.ended():
+                self._guard.end()
+                self._guard = _start_guard()
+                watch(self._guard, self._pen.place)
 
     def _provide(self, controllers: frozenset[str]) -> None:
         """Give the runs these controllers, as far as that goes; what is in the way is moved if we may."""
@@ -63,8 +89,10 @@ class CgroupfsBackend:
         """See Backend."""
         self._pen.prepare()
 
-    def give_back(self, scope: Scope) -> None:
+    def give_back(self, scope: Scope, *, removed: bool) -> None:
         """Nothing was made for one run alone."""
+        if not removed:
+            self._pen.quarantine(scope)
 
     def kill(self) -> None:
         """Kill all runs."""
@@ -73,3 +101,14 @@ class CgroupfsBackend:
     def close(self, *, forked: bool = False) -> None:
         """Remove all that is left."""
         self._pen.close(forked=forked)
+        if forked:
+            self._guard.forget()
+        else:
+            self._guard.end()
+
+
+def _start_guard() -> Guard:
+    try:
+        return Guard(obeys_term=False)
+    except OSError as error:
+        raise Unsupported("a guard for the fold", f"/bin/sh cannot be started: {error}", "install a shell") from error

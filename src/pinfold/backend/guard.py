@@ -1,8 +1,12 @@
-"""Guard: a tiny process of ours that keeps a systemd scope.
+"""Guard: a tiny process of ours that outlives us just long enough to end what we have left.
 
-systemd makes no scope without a process, and collects one that has none. So each of our scopes has a guard, in a leaf
-beside the runs, out of reach of their kills and limits. It ends with us (its input ends then), when we let go of it,
-and with the scope: a guard that has ended without us says that the scope was stopped from outside.
+It waits at a pipe, our lease on life: the other end is ours alone, and the kernel closes it however we die. Then it
+kills everything in the fold and removes it; where that takes more than a moment it becomes `lease/sweep.py`, which has
+the full means. It is in no run's cgroup, in a session of its own, and no child of the host program, which may wait for
+any child, or until there is none.
+
+A systemd scope needs a process to exist, and there it is that one too: a guard that has ended without us says that the
+scope was stopped from outside.
 """
 
 from __future__ import annotations
@@ -11,57 +15,68 @@ import contextlib
 import os
 import select
 import signal
+import sys
+import weakref
 from typing import Final
 
 from pinfold.cgroup.files import clear_of_stdio
+from pinfold.spawn.plan import spawn_orphan
 
-# A shell, as its private memory is a quarter of a megabyte, and it starts in a millisecond. Signals that an operator
-# may send to all of a unit (systemctl kill --signal=HUP) are not for it, but for TERM.
-_SCRIPT: Final = "cd /; trap '' HUP INT QUIT USR1 USR2 ALRM TSTP; read -r _"
-_ALL: Final = frozenset(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}
-
-
-def _inheritable() -> list[int]:
-    """What the host program lets its children have: a pipe of it that the guard kept would never end."""
-    found = []
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError):  # the one that listed them, and what another thread has closed
-            if fd > 2 and os.get_inheritable(fd):
-                found.append(fd)
-    return found
+# A shell, as its private memory is a quarter of a megabyte, and it starts in half a millisecond. Signals for all of a
+# unit, a session or a group are not for it.
+_SCRIPT: Final = """\
+trap '' HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU VTALRM PROF XCPU XFSZ $1
+IFS= read -r fold && read -r _
+[ -d "$fold" ] || exit
+echo 1 >"$fold/cgroup.kill"
+for pause in 0 .001 .003 .01 .02; do
+    sleep $pause
+    rmdir "$fold"/run-* "$fold"
+    [ -d "$fold" ] || exit
+done
+exec "$2" -I -S -c "$3" "$4" "$fold"
+"""
+_SWEEP: Final = """\
+import sys
+sys.path.insert(0, sys.argv[1])
+from pinfold.lease.sweep import after_the_owner
+after_the_owner(sys.argv[2])
+"""
+_END_BOUND_MS: Final = 1000
+_LIBRARY: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 class Guard:
-    """A started guard; `fd` is its pidfd, readable once it has ended."""
+    """A started guard. `fd` is its pidfd, readable once it has ended."""
 
-    def __init__(self) -> None:
-        """Start it: by posix_spawn, which copies nothing of us, and in a session of its own."""
-        reads, self._writes = (clear_of_stdio(fd) for fd in os.pipe2(os.O_CLOEXEC))
-        self.fd = -1
+    def __init__(self, *, obeys_term: bool) -> None:
+        """Start it; of us it has nothing but its end of the pipe.
+
+        `obeys_term`: TERM ends it, as systemd's stop of its scope has to; else it is deaf to that too. Raises OSError.
+        """
+        self.fd = self._lease = null = -1
+        words = ["-c", _SCRIPT, "pinfold-guard", "" if obeys_term else "TERM", sys.executable, _SWEEP, _LIBRARY]
+        reads, self._lease = map(clear_of_stdio, os.pipe2(os.O_CLOEXEC))
         try:
-            self.pid = os.posix_spawn(
-                "/bin/sh",
-                ["sh", "-c", _SCRIPT, "pinfold-guard"],
-                {},
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, reads, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
-                    *((os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable()),
-                ],
-                setsid=True,
-                setsigmask=[],
-                setsigdef=_ALL,
-            )
-            self.fd = clear_of_stdio(os.pidfd_open(self.pid))  # ours to reap: until then its pid is nobody else's
+            _guards.add(self)
+            null = clear_of_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+            path = os.fsencode("PATH=" + os.defpath)
+            self.pid, fd = spawn_orphan([b"/bin/sh", *map(os.fsencode, words)], [path], (reads, null, null))
+            self.fd = clear_of_stdio(fd)
         except BaseException:
             self.end()
             raise
         finally:
-            os.close(reads)
+            for fd in (reads, null):
+                if fd >= 0:
+                    os.close(fd)
+
+    def watch(self, directory: str) -> None:
+        """Say which cgroup is to be ended after us; before anything is made there. Raises OSError."""
+        os.write(self._lease, os.fsencode(directory) + b"\n")
 
     def ended(self, within: float = 0.0) -> bool:
-        """Whether it has ended, or does so in the next seconds; it is not reaped by this."""
+        """Whether it has ended, or does so in the next seconds."""
         if self.fd < 0:
             return True
         poll = select.poll()
@@ -69,21 +84,37 @@ class Guard:
         return bool(poll.poll(within * 1000))
 
     def end(self) -> None:
-        """End and reap it; twice is no harm."""
-        writes, self._writes = self._writes, -1
-        if writes >= 0:
-            os.close(writes)
+        """End it, while there is nothing for it to do any more; twice is no harm."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, fd, os.WEXITED)
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(_END_BOUND_MS)
+            with contextlib.suppress(ChildProcessError):  # it is ours only if we are a subreaper, or init
+                os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
             os.close(fd)
+        lease, self._lease = self._lease, -1
+        if lease >= 0:
+            os.close(lease)
 
     def forget(self) -> None:
-        """In a forked child: close our copies; the guard is our parent's."""
-        for fd in (self._writes, self.fd):
+        """In a forked child: close our copies, so that the lease is our parent's alone; twice is no harm."""
+        for fd in (self._lease, self.fd):
             if fd >= 0:
                 os.close(fd)
-        self._writes = self.fd = -1
+        self._lease = self.fd = -1
+
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked child must not keep the folds of its parent alive."""
+    for guard in list(_guards):
+        guard.forget()
+    _guards.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

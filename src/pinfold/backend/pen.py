@@ -3,37 +3,57 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections import deque
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
-from pinfold.backend import Scope, Warden, owner
+from pinfold.backend import Scope, Warden
+from pinfold.backend.guard import Guard
 from pinfold.cgroup import control
 from pinfold.cgroup.group import Cgroup
 from pinfold.cgroup.oom import CgroupsAbove
 from pinfold.cgroup.tree import Place
 from pinfold.errors import CgroupError
+from pinfold.lease import owner, record
+from pinfold.lease.census import RUN_PREFIX
 from pinfold.result import Placement
 
-RUN_PREFIX: Final = "run-"
 REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
+_LEASE_BOUND: Final = 1.0
 _LOOK: Final = 0.001
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def watch(guard: Guard, place: Place) -> None:
+    """Have a cgroup ended by the guard after us. Raises CgroupError where there is none."""
+    try:
+        if guard.pid:
+            guard.watch(place.directory)
+    except OSError as error:
+        raise CgroupError("start the guard of", place.path, error) from error
 
 
 class Pen:
     """A cgroup of ours with nothing in it but the cgroups of runs, all with the same controllers."""
 
-    def __init__(self, above: Place, name: str, placement: Placement, *, warden: Warden | None = None,
-                 own_unit: bool = False, spare: bool = False) -> None:  # fmt: skip
-        """Make it in `above`, and enable for its runs every controller that tells what was used.
+    def __init__(self, above: Place, name: str, placement: Placement, guard: Guard, *,
+                 labels: Mapping[str, str] = _NONE, warden: Warden | None = None, own_unit: bool = False,
+                 spare: bool = False) -> None:  # fmt: skip
+        """Make it in `above`, under the eyes of `guard`, and enable every controller that tells what was used.
 
-        `placement`: as the Results will have it, but for the cgroup. `warden`, `own_unit`: see Scope. `spare`: make
-        the cgroup of the next run while one is running, which takes mkdir off its path. Raises CgroupError.
+        `placement`: as the Results will have it, but for the cgroup. `labels`: for the owner record. `warden`,
+        `own_unit`: see Scope. `spare`: make the cgroup of the next run while one is running, which takes mkdir off its
+        path. Raises CgroupError.
         """
-        self._hierarchy, self._placement = above.hierarchy, placement
+        self.place = Place(os.path.join(above.directory, name), f"{above.path.rstrip('/')}/{name}", above.hierarchy)
+        self._hierarchy, self._placement, self.signed = above.hierarchy, placement, False
         self._warden, self._own_unit, self._spare = warden, above.path if own_unit else None, spare
         self._spares: deque[Scope] = deque()  # its own methods are atomic
+        self._quarantined: deque[str] = deque()  # names of runs that are over, and could not be emptied
         self._above: CgroupsAbove | None = None
         self.controllers: frozenset[str] = frozenset()
         try:
@@ -41,19 +61,28 @@ class Pen:
         except OSError as error:
             raise CgroupError("open", above.directory, error) from error
         try:
+            watch(guard, self.place)
+            # From mkdir to the record nobody can tell whose it is: a gc waits for this lock.
+            owner.hold(self._parent)
             self._base = Cgroup.make(self._hierarchy, self._parent, above.path.rstrip("/"), name)
         except BaseException:
             os.close(self._parent)
             raise
-        self.place = Place(os.path.join(above.directory, name), self._base.path, self._hierarchy)
         try:
-            self.signed = owner.sign(self._base.dir)
+            self._owner = owner.this_process(labels, guard.pid)
+            self.signed = self._sign()
+            owner.let_go(self._parent)
             self.enable(control.ACCOUNTING)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError) and not isinstance(error, CgroupError):
                 raise CgroupError("setxattr", self.place.path, error) from error
             raise
+
+    def _sign(self) -> bool:
+        if not owner.hold(self._base.dir, bound=_LEASE_BOUND):
+            raise CgroupError("flock", self.place.path, BlockingIOError(errno.EWOULDBLOCK, "somebody holds its lock"))
+        return record.write(self._base.dir, record.OWNER, self._owner)
 
     def enable(self, controllers: frozenset[str]) -> None:
         """Give the runs to come these controllers, as far as it has them itself."""
@@ -73,6 +102,8 @@ class Pen:
 
     def prepare(self) -> None:
         """Make the spare if there is none. A failure is left to the run that will need it."""
+        for _ in range(len(self._quarantined)):
+            self._remove_quarantined(self._quarantined.popleft())
         if self._spare and not self._spares:
             with contextlib.suppress(CgroupError):
                 self._spares.append(self._make())
@@ -82,6 +113,23 @@ class Pen:
         cgroup = Cgroup.make(self._hierarchy, self._base.dir, path, RUN_PREFIX + run_id, self.controllers)
         placement = self._placement._replace(cgroup=cgroup.path)
         return Scope(run_id, cgroup, placement, self.place, self.controllers, self._above, self._warden, self._own_unit)
+
+    def quarantine(self, scope: Scope) -> None:
+        """Take note of a run that is over and could not be removed, for others too: its cgroup says so."""
+        name = os.path.basename(scope.cgroup.path)
+        if name not in self._quarantined:
+            self._quarantined.append(name)
+            with contextlib.suppress(OSError):
+                record.write(scope.cgroup.dir, record.RUN, record.Run(None, time.time(), quarantined=True))
+
+    def _remove_quarantined(self, name: str) -> None:
+        """What is left in it has its SIGKILL, and may have died of it meanwhile."""
+        try:
+            os.rmdir(name, dir_fd=self._base.dir)
+        except FileNotFoundError:
+            return
+        except OSError:
+            self._quarantined.append(name)
 
     def _drop_spares(self) -> None:
         while self._spares:
@@ -103,9 +151,12 @@ class Pen:
                 self._spares.pop().cgroup.close()
         else:
             end = time.monotonic() + REMOVE_BOUND
-            while not self._base.remove() and time.monotonic() < end:
+            while not (removed := self._base.remove()) and time.monotonic() < end:
                 self._base.kill()
                 time.sleep(_LOOK)
+            if not removed and self.signed:
+                with contextlib.suppress(OSError):
+                    record.write(self._base.dir, record.OWNER, self._owner._replace(closed=True))
             self._drop_spares()  # they went with it; this closes them
         self._base.close()
         above, self._above = self._above, None

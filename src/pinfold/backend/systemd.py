@@ -6,6 +6,7 @@ One bus call makes the fold's scope. Runs are then born in cgroups below it by `
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from pinfold.backend import Asked, Scope
@@ -16,10 +17,11 @@ from pinfold.backend.unit import SLICE, Property, ScopeUnit
 from pinfold.backend.unit_names import unit_name
 from pinfold.cgroup import control, delegation, tree
 from pinfold.errors import NoSystemd, NotDelegated
+from pinfold.lease import sweep
+from pinfold.lease.census import IN_SCOPE
 from pinfold.result import Placement
 
 PREFIX: Final = "pinfold-"
-RUNS: Final = "runs"
 
 
 def why_not(*, move_caller: bool) -> str | None:
@@ -70,12 +72,12 @@ class SystemdBackend:
     name: Final = "systemd"
 
     def __init__(self, *, spare: bool = True, slice_name: str | None = None, scope_per_run: bool = False,
-                 move_caller: bool = False, why: str | None = None) -> None:  # fmt: skip
+                 move_caller: bool = False, labels: Mapping[str, str], why: str | None = None) -> None:  # fmt: skip
         """Start the fold's scope; with `scope_per_run` only where this process has to move into it.
 
         Raises NoSystemd, NotDelegated, UnitError or CgroupError.
         """
-        self._user = os.geteuid() != 0
+        self._user, self._labels = os.geteuid() != 0, labels
         self._spare, self._scope_per_run, self._why = spare, scope_per_run, why
         self._slice = SLICE if slice_name is None else unit_name(slice_name, "slice")
         self._homes: dict[str, _Home] = {}  # of single runs, by their ids
@@ -96,9 +98,11 @@ class SystemdBackend:
               own_unit: bool = False) -> _Home:  # fmt: skip
         with Manager.connect(user=self._user) as manager:
             unit = ScopeUnit(manager, name, self._slice, description, properties, user=self._user, caller=caller)
+        sweep.beside(next(tree.above(unit.place)))
         placement = Placement(self.name, unit.place.path, name, why=self._why)
         try:
-            pen = Pen(unit.place, RUNS, placement, warden=unit, own_unit=own_unit, spare=self._spare and not own_unit)
+            pen = Pen(unit.place, IN_SCOPE, placement, unit.watcher, labels=self._labels, warden=unit,
+                      own_unit=own_unit, spare=self._spare and not own_unit)  # fmt: skip
         except BaseException:
             unit.release()
             raise
@@ -156,11 +160,13 @@ class SystemdBackend:
         if self._fold is not None:
             self._fold.pen.prepare()
 
-    def give_back(self, scope: Scope) -> None:
+    def give_back(self, scope: Scope, *, removed: bool) -> None:
         """Let go of the scope that was this run's own."""
         home = self._homes.pop(scope.run_id, None)
         if home is not None:
             home.close(forked=False)
+        elif not removed and self._fold is not None:
+            self._fold.pen.quarantine(scope)
 
     def kill(self) -> None:
         """Kill all runs; their guards stay, and so does this process if it is in there."""

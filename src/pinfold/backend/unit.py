@@ -19,12 +19,12 @@ from pinfold.backend.guard import Guard
 from pinfold.cgroup import control, delegation, tree
 from pinfold.cgroup.tree import Place
 from pinfold.errors import Error, NoSystemd, UnitError
+from pinfold.lease.sweep import GUARD
 
 if TYPE_CHECKING:
     from pinfold.backend.manager import Manager
 
 SLICE: Final = "pinfold.slice"
-GUARD: Final = "guard"
 CALLER: Final = "caller"
 _STOP_USEC: Final = 10_000_000  # for a stop from outside, until systemd kills what has not obeyed
 _ASK_BOUND: Final = 1.0  # seconds, for the manager to say what became of the scope
@@ -49,8 +49,9 @@ class ScopeUnit:
         """
         self.name, self._user = name, user
         try:
-            self._guard = Guard()
-        except OSError as error:  # where a filter refuses clone3 in the wrong way (EPERM), libc starts nothing
+            self.watcher = Guard(obeys_term=True)
+            pid = self.watcher.pid
+        except OSError as error:  # for one, where a filter refuses clone3 in the wrong way (EPERM), libc starts nothing
             found = f"its guard could not be started: {error}"
             raise NoSystemd(
                 f"the scope {name}", found, "let the seccomp filter pass clone3, or use cgroupfs"
@@ -59,7 +60,7 @@ class ScopeUnit:
             manager.start_scope(name, [
                 ("Description", ("s", description)),
                 ("Slice", ("s", slice_name)),
-                ("PIDs", ("au", [self._guard.pid, *([os.getpid()] if caller else [])])),
+                ("PIDs", ("au", [pid, *([os.getpid()] if caller else [])])),
                 ("Delegate", ("b", True)),
                 ("CollectMode", ("s", "inactive-or-failed")),
                 ("TimeoutStopUSec", ("t", _STOP_USEC)),
@@ -69,17 +70,17 @@ class ScopeUnit:
             ], passing_slice=slice_name if slice_name == SLICE else None)  # fmt: skip
             self.place = self._where_the_guard_is()
             # It cannot give controllers to those below while it holds processes itself.
-            delegation.move(self.place, GUARD, [self._guard.pid])
+            delegation.move(self.place, GUARD, [pid])
             if caller:
                 delegation.move(self.place, CALLER, [os.getpid()])
             control.give(self.place, control.ACCOUNTING)
             _make_room_for_the_guard(self.place, properties)
         except BaseException:
-            self._guard.end()
+            self.watcher.end()
             raise
 
     def _where_the_guard_is(self) -> Place:
-        place = tree.place_of(self._guard.pid)
+        place = tree.place_of(self.watcher.pid)
         if os.path.basename(place.path) != self.name:
             raise UnitError(self.name, "start", f"our process is in {place.path} afterwards", "report this")
         return place
@@ -87,17 +88,17 @@ class ScopeUnit:
     @property
     def fd(self) -> int:
         """Readable once the guard has ended."""
-        return self._guard.fd
+        return self.watcher.fd
 
     @property
     def guard(self) -> int:
         """The pid of the guard."""
-        return self._guard.pid
+        return self.watcher.pid
 
     @property
     def lost(self) -> bool:
         """Whether the guard has ended without us."""
-        return self._guard.ended()
+        return self.watcher.ended()
 
     def revoked(self) -> bool:
         """Whether the scope has been stopped from outside, or killed as a whole, or that is under way."""
@@ -109,11 +110,11 @@ class ScopeUnit:
             if manager.active_state(self.name, deadline=_ASK_BOUND) != "active":
                 return True
         # systemd signals all of a unit before it answers the next call: the guard may only have to die yet.
-        return self._guard.ended(within=_DYING)
+        return self.watcher.ended(within=_DYING)
 
     def release(self) -> None:
         """End the guard and remove its leaf: systemd collects the scope once it is empty. Twice is no harm."""
-        self._guard.end()
+        self.watcher.end()
         leaf, end = os.path.join(self.place.directory, GUARD), time.monotonic() + _LEAF_BOUND
         while os.path.isdir(leaf) and time.monotonic() < end:
             try:
@@ -125,7 +126,7 @@ class ScopeUnit:
 
     def forget(self) -> None:
         """Close what is ours, and leave the scope as it is: in a forked child it is the parent's."""
-        self._guard.forget()
+        self.watcher.forget()
 
 
 def _with_room_to_start(wanted: Property) -> Property:

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple
 from pinfold.units import INFINITY
 
 # From one state of the lifecycle to the event that leaves it, whatever happens. Seconds.
-KILL_ROUND: Final = 0.05  # from the kill to the first look that takes stronger means
 KILL_BOUND: Final = 10.0  # then what is left is named in `stuck_pids`
 DRAIN_BOUND: Final = 0.2  # for the end of a stream after `populated 0`
 START_BOUND: Final = 2.0  # for starts of other threads, whose children have our pipes until their exec, likewise

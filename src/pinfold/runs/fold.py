@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self, TypedDict, Unpack
 
@@ -15,6 +15,7 @@ from pinfold.backend import Backend
 from pinfold.backend.auto import Name as BackendName
 from pinfold.backend.auto import open_backend
 from pinfold.errors import Error, UsageError
+from pinfold.lease.record import checked_labels
 from pinfold.result import Result
 from pinfold.runs.report import report
 from pinfold.runs.request import Argument, Options, Request
@@ -39,15 +40,22 @@ class Fold:
         into the fold's scope; with the other processes of its cgroup to a leaf, where that cgroup has to give
         controllers to the runs. Nothing else ever moves it.
     spare: keep one cgroup made ahead for the next run.
+    labels: words for `pinfold ps` and `pinfold kill` to know it by, such as {"job": "4711"}.
 
     Raises NoCgroup2, NotDelegated or NoSystemd where this host, or this user, has no place for cgroups; UnitError
     where systemd refuses the scope.
     """
 
     def __init__(self, *, backend: BackendName = "auto", slice: str | None = None, scope_per_run: bool = False,
-                 move_caller: bool = False, spare: bool = True) -> None:  # fmt: skip
+                 move_caller: bool = False, spare: bool = True,
+                 labels: Mapping[str, str] | None = None) -> None:  # fmt: skip
         self._backend: Backend = open_backend(
-            backend, spare=spare, slice_name=slice, scope_per_run=scope_per_run, move_caller=move_caller
+            backend,
+            labels=checked_labels(labels),
+            spare=spare,
+            slice_name=slice,
+            scope_per_run=scope_per_run,
+            move_caller=move_caller,
         )
         self._closed = False
         self._pid = os.getpid()
@@ -100,7 +108,7 @@ class Fold:
 
     @property
     def guard(self) -> int | None:
-        """The pid of the fold's guard, a child of this process, where it has one (backend systemd)."""
+        """The pid of the fold's guard; None where each run has one of its own (`scope_per_run`)."""
         return self._backend.guard
 
     @property
@@ -156,6 +164,7 @@ class FoldOptions(TypedDict, total=False):
     scope_per_run: bool
     move_caller: bool
     spare: bool
+    labels: Mapping[str, str] | None
 
 
 def default_fold(**options: Unpack[FoldOptions]) -> Fold:

@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Final
 
-from pinfold.runs import strays
+from pinfold.cgroup import signals
 from pinfold.runs.bounds import KILL_BOUND, REMOVE_BOUND
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def _end(run: Supervision, until: float) -> None:
         cgroup.kill()
         while time.monotonic() < until and not (run.reaped() and not cgroup.populated()):
             run.signal_main(signal.SIGKILL)
-            strays.signal_all(cgroup, signal.SIGKILL)
+            signals.signal_all(cgroup, signal.SIGKILL)
             cgroup.kill()
             cgroup.freeze(False)
             time.sleep(_LOOK)

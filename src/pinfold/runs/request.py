@@ -10,6 +10,7 @@ from pinfold import units
 from pinfold.backend import Asked
 from pinfold.command import Command
 from pinfold.errors import UsageError
+from pinfold.lease.record import checked_labels
 from pinfold.policy import Policy
 from pinfold.runs.bounds import Bounds
 from pinfold.runs.stdio import PIPE, StdioPlan
@@ -39,6 +40,7 @@ class Options(TypedDict, total=False):
     strays: "kill" what is left when the main process ends, or "wait" for it, up to the timeout.
     stall_timeout: how long it may be stuck at its memory limit, all its processes waiting for memory; then it is
         `oom_killed`.
+    labels: words for `pinfold ps` and `pinfold kill` to know it by, such as {"step": "link"}.
     unit: a systemd scope of its own by this name, with its limits as properties (backend systemd).
     """
 
@@ -64,6 +66,7 @@ class Options(TypedDict, total=False):
     strays: Literal["kill", "wait"]
     stall_timeout: Span
     unit: str | None
+    labels: Mapping[str, str] | None
 
 
 class Request(NamedTuple):
@@ -78,6 +81,7 @@ class Request(NamedTuple):
     encoding: str | None
     asked: Asked
     rlimits: Mapping[int, tuple[int, int]]
+    labels: Mapping[str, str]
 
     @classmethod
     def of(
@@ -107,6 +111,7 @@ class Request(NamedTuple):
         strays: Literal["kill", "wait"] = "kill",
         stall_timeout: Span = None,
         unit: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> Request:
         """Check them all. Raises UsageError or Unsupported; nothing has been made then."""
         if strays not in ("kill", "wait"):
@@ -149,6 +154,7 @@ class Request(NamedTuple):
             encoding,
             _asked(ceilings, unit, command.argv, stall=stall_timeout is not None),
             {} if ceilings is None else ceilings.rlimits(),
+            checked_labels(labels),
         )
 
     def decode(self, data: bytes | None) -> bytes | str | None:

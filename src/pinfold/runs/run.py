@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from pinfold import errors, units
+from pinfold.cgroup import signals
 from pinfold.result import Result
-from pinfold.runs import strays
 from pinfold.runs.lifecycle import Event
 from pinfold.runs.pipes import Capture, Feed, Poller
 from pinfold.runs.report import report
@@ -203,7 +203,7 @@ class Run:
 
     def pause(self) -> None:
         """Freeze the whole tree (`cgroup.freeze`) until `resume`; the clocks of its limits go on."""
-        self._in_its_thread(lambda: strays.freeze(self._supervision.scope.cgroup))
+        self._in_its_thread(lambda: signals.freeze(self._supervision.scope.cgroup))
 
     def resume(self) -> None:
         """Let the tree go on."""

@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from pinfold.backend import Backend, Scope
+from pinfold.cgroup import signals
 from pinfold.cgroup.files import clear_of_stdio
+from pinfold.cgroup.signals import KILL_ROUND
 from pinfold.errors import SpawnError
+from pinfold.lease import record
 from pinfold.result import Stray
 from pinfold.runs import force, strays
-from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, KILL_ROUND, RECEIVER_BOUND, REMOVE_BOUND, START_BOUND
+from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, RECEIVER_BOUND, REMOVE_BOUND, START_BOUND
 from pinfold.runs.ceilings import Ceilings
 from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
 from pinfold.runs.memory import LOOK
@@ -196,6 +199,9 @@ class Supervision:
         self._arm()
         self.take(Event.SPAWNED)
         self._backend.prepare()  # the command is running: what is done now costs nobody time
+        with contextlib.suppress(OSError):
+            known = record.Run(self.pid, self.started_at, self._request.labels)
+            record.write(self.scope.cgroup.dir, record.RUN, known)
         if not self.bounds.cpu < INFINITY:
             self.scope.cgroup.open_accounts()
 
@@ -231,12 +237,18 @@ class Supervision:
         if self.reaped():
             # systemd ends a scope by signals to all in it, in no order: ask before it counts as a death of its own.
             # Not for a death that we have caused: it costs a call of the bus.
-            unexpected = self.life.cause is None and self.returncode in _OF_A_STOP
-            if unexpected and self.scope.warden is not None and self.scope.warden.revoked():
+            if self.life.cause is None and self.returncode in _OF_A_STOP and self._was_canceled():
                 self.take(Event.REVOKED)
             self.take(Event.EXITED)
             if self.life.state not in (State.DRAINING, State.ENDED):
                 self._look()
+
+    def _was_canceled(self) -> bool:
+        """Whether somebody outside has ended it: `pinfold kill`, or whoever stops its scope."""
+        with contextlib.suppress(OSError):
+            if record.attribute(self.scope.cgroup.dir, record.CANCELED) is not None:
+                return True
+        return self.scope.warden is not None and self.scope.warden.revoked()
 
     def reaped(self) -> bool:
         """Whether the main process has ended, and been collected."""
@@ -263,9 +275,9 @@ class Supervision:
         self._timers[Event.GRACE_OVER] = time.monotonic() + self.bounds.grace
         # The main process once, by its pidfd: a program may take a second request for "now".
         self.signal_main(self.bounds.signal)
-        strays.signal_all(self.scope.cgroup, self.bounds.signal, but=self.pid)
+        signals.signal_all(self.scope.cgroup, self.bounds.signal, but=self.pid)
         # A stopped process would keep the signal pending until the kill; as systemd does.
-        strays.signal_all(self.scope.cgroup, signal.SIGCONT, rounds=1)
+        signals.signal_all(self.scope.cgroup, signal.SIGCONT, rounds=1)
 
     def _kill(self) -> None:
         cgroup = self.scope.cgroup
@@ -285,7 +297,7 @@ class Supervision:
 
     def _name_strays(self) -> None:
         cgroup = self.scope.cgroup
-        strays.freeze(cgroup)
+        signals.freeze(cgroup)
         left = [pid for pid in cgroup.pids() if self.pidfd < 0 or pid != self.pid]
         self.stray_count = len(left)
         if left:
@@ -310,15 +322,8 @@ class Supervision:
                 os.killpg(self.pid, number)
 
     def _kill_each(self) -> None:
-        """What one `cgroup.kill` misses: a process whose leader thread has exited (6.18), a fork race (before 6.14)."""
-        cgroup = self.scope.cgroup
         self.kill_rounds += 1
-        cgroup.freeze(True)
-        try:
-            strays.signal_all(cgroup, signal.SIGKILL)
-            cgroup.kill()
-        finally:
-            cgroup.freeze(False)
+        signals.kill_each(self.scope.cgroup)
         self._timers[Event.STILL_POPULATED] = time.monotonic() + KILL_ROUND * self.kill_rounds
 
     def _name_stuck(self) -> None:
@@ -374,8 +379,8 @@ class Supervision:
         """Close what is ours; once more is no harm."""
         self.io.close()
         if hasattr(self, "scope"):
+            self._backend.give_back(self.scope, removed=self.removed)
             self.scope.cgroup.close()
-            self._backend.give_back(self.scope)
         if hasattr(self, "_poller"):
             self._poller.close()
         if self.pidfd >= 0:

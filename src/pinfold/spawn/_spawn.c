@@ -57,8 +57,9 @@ struct plan {
 	char **envp;
 	const char *cwd; /* NULL: stay */
 	int fds[3];      /* what becomes 0, 1, 2; -1: inherit ours */
-	int cgroup;      /* directory to be born in */
+	int cgroup;      /* directory to be born in; -1: ours */
 	int move;        /* the child must move itself: it was not born there */
+	int orphan;      /* it is to be nobody's child here */
 	int new_session;
 	int umask; /* -1: keep */
 	int no_new_privs;
@@ -68,6 +69,9 @@ struct plan {
 	const gid_t *groups;     /* NULL: keep */
 	Py_ssize_t groups_size;  /* in bytes */
 	long gid, uid;           /* -1: keep */
+	long pid; /* of an orphan, as its go-between knows it */
+	int pidfd;
+	char *stack;
 	/* Written by the child: */
 	enum step failed_step;
 	int error;      /* 0: it got as far as exec */
@@ -253,11 +257,14 @@ static long clone_born_inside(struct plan *p, char *stack, int *pidfd)
 {
 	struct clone_args args = {0};
 
-	args.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_INTO_CGROUP;
+	args.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
 	args.pidfd = (uintptr_t)pidfd;
 	args.stack = (uintptr_t)stack;
 	args.stack_size = CHILD_STACK;
-	args.cgroup = (uint64_t)p->cgroup;
+	if (p->cgroup >= 0) {
+		args.flags |= CLONE_INTO_CGROUP;
+		args.cgroup = (uint64_t)p->cgroup;
+	}
 	p->move = 0;
 	return clone3_onto(&args, child, p);
 }
@@ -266,7 +273,7 @@ static long clone_and_move(struct plan *p, char *stack, int *pidfd)
 {
 	int pid;
 
-	p->move = 1;
+	p->move = p->cgroup >= 0;
 	/* clone(2) hands the pidfd out through the parent_tid argument (Linux 5.2). */
 	pid = clone(child, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD, p, pidfd);
 	return pid < 0 ? -errno : pid;
@@ -279,21 +286,52 @@ static int is_refusal(long err)
 	return err == -ENOSYS || err == -EPERM || err == -EACCES;
 }
 
+static long clone_child(struct plan *p, char *stack, int *pidfd)
+{
+	long pid = clone_born_inside(p, stack, pidfd);
+
+	return is_refusal(pid) ? clone_and_move(p, stack, pidfd) : pid;
+}
+
+static int go_between(void *arg)
+{
+	struct plan *p = arg;
+
+	p->pid = clone_child(p, p->stack, &p->pidfd);
+	for (;;)
+		syscall(SYS_exit_group, 0);
+}
+
+/* As a daemon forks twice. The one in between shares our fds, for the pidfd, and has neither an exit signal
+ * nor an exec that would give it one: the host program does not hear of it. */
+static long clone_orphan(struct plan *p, char *stack, int *pidfd)
+{
+	siginfo_t info;
+	int between;
+
+	p->stack = stack;
+	between = clone(go_between, stack + 2 * CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_FILES, p);
+	if (between < 0)
+		return -errno;
+	while (waitid(P_PID, (id_t)between, &info, WEXITED | __WALL) < 0 && errno == EINTR)
+		;
+	*pidfd = p->pidfd;
+	return p->pid;
+}
+
 static long launch(struct plan *p, int *pidfd)
 {
 	uint64_t all = ~0ULL, old;
 	long pid;
 	int dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
 	/* Not mmap: a fresh mapping costs the page faults and the TLB flush on each start. */
-	char *memory = malloc(CHILD_STACK + 16), *stack = (char *)(((uintptr_t)memory + 15) & ~(uintptr_t)15);
+	char *memory = malloc(2 * CHILD_STACK + 16), *stack = (char *)(((uintptr_t)memory + 15) & ~(uintptr_t)15);
 
 	if (!memory)
 		return -ENOMEM;
 	/* No handler of the host program may run in the child, on our memory. */
 	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, sizeof all);
-	pid = clone_born_inside(p, stack, pidfd);
-	if (is_refusal(pid))
-		pid = clone_and_move(p, stack, pidfd);
+	pid = p->orphan ? clone_orphan(p, stack, pidfd) : clone_child(p, stack, pidfd);
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old);
 	free(memory);
 	/* A change of uid makes the memory undumpable (commit_creds()), and that memory is ours too. */
@@ -334,10 +372,10 @@ static char **strings_of(PyObject *list)
 
 PyDoc_STRVAR(spawn_doc,
 "spawn(argv, paths, env, cwd, fds, cgroup, new_session, umask, rlimits, groups, gid, uid,\n"
-"      no_new_privs, keep_ignored, born)\n"
+"      no_new_privs, keep_ignored, orphan, born)\n"
 "\n"
-"Start a program in the cgroup whose directory is the fd `cgroup`. Returns once it has been exec'ed,\n"
-"with (pid, pidfd, born_inside) appended to the list `born`.\n"
+"Start a program in the cgroup whose directory is the fd `cgroup` (-1: ours), as our child or as an orphan.\n"
+"Returns once it has been exec'ed, with (pid, pidfd, born_inside) appended to the list `born`.\n"
 "rlimits, groups: packed. Raises OSError(errno, step, path or None).");
 
 static PyObject *spawn(PyObject *self, PyObject *args)
@@ -349,10 +387,10 @@ static PyObject *spawn(PyObject *self, PyObject *args)
 	int pidfd = -1;
 
 	(void)self; /* the module has no state */
-	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llpKO!:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
+	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llpKpO!:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
 			      &p.fds[1], &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &p.rlimits, &p.rlimits_size,
 			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs, &p.keep_ignored,
-			      &PyList_Type, &born))
+			      &p.orphan, &PyList_Type, &born))
 		return NULL;
 	if (!(p.argv = strings_of(argv)) || !(p.paths = strings_of(paths)) || !(p.envp = strings_of(env)))
 		goto out;

@@ -13,6 +13,7 @@ def spawn(
     uid: int,
     no_new_privs: bool,
     keep_ignored: int,
+    orphan: bool,
     born: list[tuple[int, int, bool]],
     /,
 ) -> None: ...

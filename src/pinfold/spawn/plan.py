@@ -75,12 +75,25 @@ def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int,
                 -1 if identity.uid is None else identity.uid,
                 policy.no_new_privs,
                 sum(1 << number - 1 for number in policy.keep_ignored),
+                False,
                 born,
             )
     except OSError as error:
         raise _explained(error, command, cgroup) from error
     finally:
         _starting.discard(start)
+
+
+def spawn_orphan(argv: list[bytes], env: list[bytes], fds: tuple[int, int, int]) -> tuple[int, int]:
+    """Start a process of our own beside the runs, in a session of its own, that is no child of the host program's.
+
+    Returns its pid and pidfd, the caller's to close. Its parent is init, or the next subreaper (which may be us).
+    Raises OSError.
+    """
+    born: list[tuple[int, int, bool]] = []
+    _spawn(argv, [argv[0]], env, b"/", fds, -1, True, -1, _NO_CORE_FILES, None, -1, -1, True, 0, True, born)
+    pid, pidfd, _ = born[0]
+    return pid, pidfd
 
 
 def _packed(rlimits: Mapping[int, tuple[int, int]], policy: Policy) -> bytes:

@@ -1,0 +1,95 @@
+"""Every process of a cgroup: stopping them all, signalling each without ever hitting a recycled pid, ending them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import time
+from typing import Final
+
+from pinfold.cgroup.group import Cgroup
+
+KILL_ROUND: Final = 0.05  # seconds from the kill to the first look that takes stronger means
+_FREEZE_BOUND_MS: Final = 20
+_LOOK: Final = 0.001
+_AT_ONCE: Final = 64  # pidfds
+
+
+def freeze(cgroup: Cgroup) -> None:
+    """Bring the tree to a stop, so that nobody forks or exits while it is looked at; bounded.
+
+    The write stops every process at its next return to user space; only those inside a system call trail.
+    """
+    cgroup.freeze(True)
+    if not cgroup.frozen():
+        poll = select.poll()
+        poll.register(cgroup.events, select.POLLPRI)
+        poll.poll(_FREEZE_BOUND_MS)
+
+
+def signal_all(cgroup: Cgroup, number: int, rounds: int = 3, but: int | None = None) -> None:
+    """Send a signal to every process of the tree `but` one, by pidfds that were checked to be still of it.
+
+    More than one round, as a process may fork between the reading and the signal.
+    """
+    done = {0 if but is None else but}
+    for _ in range(rounds):
+        fresh = [pid for pid in cgroup.pids() if pid and pid not in done]
+        if not fresh:
+            return
+        for at in range(0, len(fresh), _AT_ONCE):
+            done |= _signal_some(cgroup, fresh[at : at + _AT_ONCE], number)
+
+
+def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> set[int]:
+    pidfds: dict[int, int] = {}
+    try:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                try:
+                    pidfds[pid] = os.pidfd_open(pid)
+                except OSError as error:
+                    if error.errno in (errno.EINVAL, errno.ENOENT):  # a thread that is no leader
+                        continue
+                    if error.errno not in (errno.EMFILE, errno.ENFILE):
+                        raise
+                    break  # the rest is for the next round
+        # A pid that is listed again after its pidfd was opened belongs to that very process, or to one of ours.
+        still = set(cgroup.pids())
+        for pid, pidfd in pidfds.items():
+            if pid in still:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    signal.pidfd_send_signal(pidfd, number)
+    finally:
+        for pidfd in pidfds.values():
+            os.close(pidfd)
+    return set(pidfds)
+
+
+def kill_each(cgroup: Cgroup) -> None:
+    """What one `cgroup.kill` misses: a process whose leader thread has exited (6.18), a fork race (before 6.14)."""
+    cgroup.freeze(True)
+    try:
+        signal_all(cgroup, signal.SIGKILL)
+        cgroup.kill()
+    finally:
+        cgroup.freeze(False)
+
+
+def end_all(cgroup: Cgroup, bound: float) -> bool:
+    """Kill until nothing is left, for so many seconds at most; whether nothing is."""
+    began = time.monotonic()
+    cgroup.kill()
+    rounds = 1
+    while cgroup.populated():
+        took = time.monotonic() - began
+        if took > bound:
+            return False
+        if took > KILL_ROUND * rounds * (rounds + 1) / 2:
+            rounds += 1
+            kill_each(cgroup)
+        time.sleep(_LOOK)
+    return True

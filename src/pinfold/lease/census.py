@@ -1,0 +1,163 @@
+"""The census: every fold and run that the cgroups themselves tell of, whoever made them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Final, Literal, NamedTuple
+
+from pinfold.cgroup import tree
+from pinfold.cgroup.files import Hierarchy
+from pinfold.cgroup.tree import Place
+from pinfold.lease import owner, record
+from pinfold.lease.owner import State
+from pinfold.lease.record import MalformedError, Owner, Run
+
+RUN_PREFIX: Final = "run-"
+IN_SCOPE: Final = "runs"  # the base of a fold in a systemd scope
+_UNSIGNED: Final = "it has no owner record"
+_RUN: Final = re.compile(r"run-[0-9a-f]{16}")
+# As the backends name them: a base that we made ourselves; `runs` in a scope, whose name can be anybody's choice.
+_BASE: Final = re.compile(r"(?:.*/)?pinfold-[0-9a-f]{12}|.*\.scope/runs")
+
+
+class Fold(NamedTuple):
+    """A base cgroup. `owner`: from its record. `state`: its owner's, where we can tell.
+
+    `problem`: why it is none of ours to touch, in words; None for those that are.
+    """
+
+    place: Place
+    owner: Owner | None
+    state: State | None
+    uid: int
+    problem: str | None = None
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether it has no record at all."""
+        return self.problem == _UNSIGNED
+
+    @property
+    def scope(self) -> str | None:
+        """The systemd scope that it is in, by name."""
+        parent = os.path.basename(os.path.dirname(self.place.path))
+        return parent if parent.endswith(".scope") and os.path.basename(self.place.path) == IN_SCOPE else None
+
+
+class Member(NamedTuple):
+    """The cgroup of a run. `record` is None for one that was made ahead, or whose record cannot be read."""
+
+    place: Place
+    run_id: str
+    record: Run | None
+    kind: Literal["run", "spare", "quarantined"]
+
+
+def top() -> Place:
+    """The highest cgroup that we see. Raises NoCgroup2."""
+    own = tree.own_place()
+    return [own, *tree.above(own)][-1]
+
+
+def folds(place: Place) -> Iterator[Fold]:
+    """Every fold in a cgroup and below, those within runs too. What goes meanwhile is left out."""
+    waiting = [place]
+    while waiting:
+        at = waiting.pop()
+        if (found := fold_at(at)) is not None:
+            yield found
+        waiting += below(at)
+
+
+def below(place: Place) -> list[Place]:
+    """The cgroups in one, in the order of their names."""
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(place.directory) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return [child(place, name) for name in names]
+
+
+def child(place: Place, name: str) -> Place:
+    """The cgroup of this name in another."""
+    return Place(os.path.join(place.directory, name), f"{place.path.rstrip('/')}/{name}", place.hierarchy)
+
+
+def fold_at(place: Place) -> Fold | None:
+    """The fold whose base is this cgroup, or None if it is no fold's."""
+    named_so = _BASE.fullmatch(place.path) is not None
+    try:
+        if not named_so and record.attribute(place.directory, record.OWNER) is None:
+            return None
+        directory = place.hierarchy.open_root(place.directory)
+    except OSError:
+        return None
+    try:
+        return examine(place, directory)
+    except OSError:  # it went while we looked
+        return None
+    finally:
+        os.close(directory)
+
+
+def examine(place: Place, directory: int) -> Fold | None:
+    """As `fold_at`, for a directory that is held, and by nobody else. Raises OSError."""
+    uid = os.fstat(directory).st_uid
+    data = record.attribute(directory, record.OWNER)
+    if data is None:
+        if os.path.basename(place.path) == IN_SCOPE:  # anybody's word
+            return None
+        return Fold(place, None, None, uid, _UNSIGNED)
+    try:
+        found = Owner.parse(data)
+    except MalformedError as error:
+        return Fold(place, None, None, uid, f"its owner record cannot be read: {error}")
+    if _BASE.fullmatch(place.path) is None:
+        return Fold(place, found, None, uid, "it has an owner record, and is not named like a fold")
+    if os.geteuid() not in (0, uid):
+        return Fold(place, found, owner.state(found, directory), uid, f"it belongs to uid {uid}")
+    return Fold(place, found, owner.state(found, directory), uid)
+
+
+def members(fold: Fold) -> list[Member]:
+    """The runs of a fold, and what was made ahead for the next ones."""
+    found = []
+    for place in below(fold.place):
+        name = os.path.basename(place.path)
+        if _RUN.fullmatch(name) is None:
+            continue
+        known = _run_record(place)
+        kind: Literal["run", "spare", "quarantined"] = "run"
+        if known is not None and known.quarantined:
+            kind = "quarantined"
+        elif known is None and not processes(place):
+            kind = "spare"
+        found.append(Member(place, name.removeprefix(RUN_PREFIX), known, kind))
+    return found
+
+
+def _run_record(place: Place) -> Run | None:
+    try:
+        data = record.attribute(place.directory, record.RUN)
+        return None if data is None else Run.parse(data)
+    except (OSError, MalformedError):
+        return None
+
+
+def processes(place: Place) -> list[int]:
+    """The processes in a cgroup and below, as far as they can be listed; 0 for each of another pid namespace."""
+    found: list[int] = []
+    waiting = [place]
+    while waiting:
+        at = waiting.pop()
+        with contextlib.suppress(OSError, ValueError), open(f"{at.directory}/cgroup.procs", encoding="ascii") as file:
+            found += map(int, file.read().split())
+        waiting += below(at)
+    return found
+
+
+def place_of(directory: str) -> Place:
+    """A cgroup by its directory alone; its path is then that of the directory. Raises OSError."""
+    return Place(directory, directory, Hierarchy(os.stat(directory).st_dev))

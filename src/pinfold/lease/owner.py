@@ -1,0 +1,117 @@
+"""Whether the owner of a fold lives.
+
+Where its pid means to us what it means to it, the process itself is asked: forked children, which share its locks, say
+nothing about it. Elsewhere (a container's fold seen from the host: another pid or time namespace) its lock is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, NamedTuple
+
+from pinfold.cgroup.group import proc_is_ours
+from pinfold.lease.record import Owner
+
+State = Literal["live", "dead"]
+_LOCK_BOUND: Final = 0.05  # seconds; those who probe a lock hold it for microseconds
+_LOOK: Final = 0.0005
+
+
+class World(NamedTuple):
+    """What a pid and a start time are counted in."""
+
+    boot_id: str
+    pid_ns: int
+    time_ns: int
+
+
+def world() -> World:
+    """That of this process."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    return World(boot_id, _namespace("pid"), _namespace("time"))
+
+
+def _namespace(kind: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{kind}").st_ino
+    except FileNotFoundError:  # time namespaces: Linux 5.6
+        return 0
+
+
+def start_time(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot (proc_pid_stat(5), field 22); None if it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name may hold spaces and parentheses; what follows the last ")" does not.
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    # A zombie with more than one thread is a leader that has exited before the others.
+    ended = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+    return None if ended else int(fields[19])
+
+
+def this_process(labels: Mapping[str, str], guard: int | None) -> Owner:
+    """The record of a fold that this process opens now."""
+    pid = os.getpid()
+    return Owner(pid, start_time(pid) or 0, *world(), os.geteuid(), time.time(), guard, labels)
+
+
+def state(owner: Owner, directory: int) -> State:
+    """Whether the owner that is written on this held directory lives."""
+    if owner.closed:
+        return "dead"
+    # A container may have a boot id of its own: as a namespace, it says that the numbers are not to be compared.
+    if (owner.boot_id, owner.pid_ns, owner.time_ns) == world() and proc_is_ours():
+        return "live" if start_time(owner.pid) == owner.start_time else "dead"
+    return "live" if is_held(directory) else "dead"
+
+
+def hold(directory: int, *, bound: float = _LOCK_BOUND) -> bool:
+    """Hold the lease on a cgroup: a lock on this open directory, for as long as anybody has it open.
+
+    Many can. False: somebody who probes it has kept us from it for so many seconds.
+    """
+    end = time.monotonic() + bound
+    while not _locked(directory, fcntl.LOCK_SH):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def let_go(directory: int) -> None:
+    """End that."""
+    fcntl.flock(directory, fcntl.LOCK_UN)
+
+
+def is_held(directory: int) -> bool:
+    """Whether somebody holds the lease. `directory` is opened by the caller for this alone, not the holder's."""
+    if not _locked(directory, fcntl.LOCK_EX):
+        return True
+    let_go(directory)
+    return False
+
+
+@contextlib.contextmanager
+def without_makers(directory: int) -> Iterator[bool]:
+    """Look while nobody is between the mkdir of a fold in this directory and its record; False: somebody may be."""
+    alone = _locked(directory, fcntl.LOCK_EX)
+    try:
+        yield alone
+    finally:
+        if alone:
+            let_go(directory)
+
+
+def _locked(directory: int, kind: int) -> bool:
+    try:
+        fcntl.flock(directory, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -1,0 +1,158 @@
+"""The records on our cgroups: who made a fold, and what a run is.
+
+They are extended attributes (cgroup v2 takes user.* ones since Linux 5.7), so they are there exactly as long as the
+cgroup. Anybody who may write the cgroup can write them: whoever reads them believes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, Self
+
+from pinfold.errors import UsageError
+
+SCHEMA: Final = 1
+OWNER: Final = "user.pinfold.owner"
+RUN: Final = "user.pinfold.run"
+CANCELED: Final = "user.pinfold.canceled"  # on a run: somebody has asked for its end from outside
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,63}")
+_LABELS_AT_MOST: Final = 32
+_VALUE_AT_MOST: Final = 256
+_NOT_TAKEN: Final = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
+
+
+class MalformedError(ValueError):
+    """A record that is none of ours, or of a release that we do not know; says why."""
+
+
+class Owner(NamedTuple):
+    """The process that opened a fold.
+
+    `start_time`: in clock ticks since boot (proc_pid_stat(5)); with the pid it is unique in one `boot_id`.
+    `pid_ns`, `time_ns`: the namespaces in which these two are counted (inode numbers, namespaces(7)).
+    `opened`: seconds since 1970. `guard`: the pid of the fold's guard, in the same namespace. `closed`: the fold was
+    closed, and something of it could not be removed.
+    """
+
+    pid: int
+    start_time: int
+    boot_id: str
+    pid_ns: int
+    time_ns: int
+    uid: int
+    opened: float
+    guard: int | None = None
+    labels: Mapping[str, str] = {}  # never changed
+    closed: bool = False
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """From the attribute's value. Raises MalformedError."""
+        found = _parsed(data, cls._fields)
+        _require(found, {"pid": int, "start_time": int, "boot_id": str, "pid_ns": int, "time_ns": int, "uid": int})
+        _require(found, {"opened": (int, float)})
+        _require_optional(found, {"guard": int, "closed": bool})
+        if found["pid"] < 1 or (found.get("guard") or 1) < 1:
+            raise MalformedError("its pid is no process'")
+        return cls(**found)
+
+
+class Run(NamedTuple):
+    """A run. `started`: seconds since 1970. `quarantined`: it is over, and could not be emptied."""
+
+    pid: int | None
+    started: float
+    labels: Mapping[str, str] = {}  # never changed
+    quarantined: bool = False
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """From the attribute's value. Raises MalformedError."""
+        found = _parsed(data, cls._fields)
+        _require(found, {"started": (int, float)})
+        _require_optional(found, {"pid": int, "quarantined": bool})
+        return cls(**{"pid": None, **found})
+
+
+def checked_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Labels as given by a user. Raises UsageError."""
+    if not labels:
+        return {}
+    if not isinstance(labels, Mapping):
+        raise UsageError(f"labels is {type(labels).__name__}: must be a mapping of names to texts")
+    for name, value in labels.items():
+        if not isinstance(name, str) or _LABEL.fullmatch(name) is None:
+            raise UsageError(f"label {name!r:.80}: a name has up to 64 letters, digits, '_', '-', '.' and '/'")
+        if not isinstance(value, str) or len(value) > _VALUE_AT_MOST or not value.isprintable():
+            raise UsageError(
+                f"label {name}={value!r:.80}: a value is text of up to {_VALUE_AT_MOST} printable characters"
+            )
+    if len(labels) > _LABELS_AT_MOST:
+        raise UsageError(f"{len(labels)} labels: at most {_LABELS_AT_MOST}")
+    return dict(labels)
+
+
+def _parsed(data: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
+    """What is known to this release of a record; what a later one of the same schema adds is no harm."""
+    import json
+
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError("it is no JSON") from error
+    if not isinstance(found, dict):
+        raise MalformedError("it is no JSON object")
+    if found.get("schema") != SCHEMA or isinstance(found["schema"], bool):
+        raise MalformedError(f"its schema is {found.get('schema')!r:.40}, known is {SCHEMA}")
+    labels = found.get("labels", {})
+    if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
+        raise MalformedError("its labels are no texts")
+    return {name: found[name] for name in fields if name in found}
+
+
+def _require(found: dict[str, Any], kinds: dict[str, Any]) -> None:
+    for name, kind in kinds.items():
+        value = found.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise MalformedError(f"its {name} is {value!r:.40}")
+        if not isinstance(value, str) and not 0 <= value < 2**63:  # NaN too
+            raise MalformedError(f"its {name} is {value!r:.40}")
+
+
+def _require_optional(found: dict[str, Any], kinds: dict[str, type]) -> None:
+    for name, kind in kinds.items():
+        value = found.get(name)
+        if value is not None and type(value) is not kind:
+            raise MalformedError(f"its {name} is {value!r:.40}")
+
+
+def write(directory: int, attribute: str, record: Owner | Run) -> bool:
+    """Write a record on a held cgroup directory. False: this kernel takes no user attributes there. Raises OSError."""
+    import json
+
+    value = json.dumps({"schema": SCHEMA, **record._asdict()}, separators=(",", ":")).encode()
+    return set_attribute(directory, attribute, value)
+
+
+def set_attribute(directory: int, attribute: str, value: bytes) -> bool:
+    """As `write`, with any value."""
+    try:
+        os.setxattr(directory, attribute, value)
+    except OSError as error:
+        if error.errno in _NOT_TAKEN:
+            return False
+        raise
+    return True
+
+
+def attribute(directory: int | str, name: str) -> bytes | None:
+    """The value of an attribute, or None if there is none. Raises OSError where even that cannot be told."""
+    try:
+        return os.getxattr(directory, name)
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOENT, errno.ENODEV, *_NOT_TAKEN):
+            return None
+        raise

@@ -1,0 +1,198 @@
+"""The sweep: killing and removing what dead folds and given up runs have left, and nothing else.
+
+Called by `pinfold gc`, by each opening of a fold for what lies beside it, and by the guard for the fold it watches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import time
+from collections.abc import Iterator
+from typing import Final, Literal, NamedTuple
+
+from pinfold.cgroup import signals
+from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.tree import Place
+from pinfold.errors import CgroupError, Error
+from pinfold.lease import census, owner, record
+from pinfold.lease.census import Fold
+
+GUARD: Final = "guard"  # the leaf of a scope that its guard is in
+KILL_BOUND: Final = 2.0  # seconds for each fold; what is left then is held by the kernel or a tracer, and for later
+_GUARD_BOUND: Final = 10.0
+_BESIDE_BOUND: Final = 0.1
+_BESIDE_AT_MOST: Final = 32  # folds; with hundreds of live ones each opening looks at some
+_REMOVE_BOUND: Final = 1.0
+_LOOK: Final = 0.001
+_PREFIX: Final = "pinfold-"
+_GONE: Final = (errno.ENOENT, errno.ENODEV)
+
+
+class Swept(NamedTuple):
+    """One thing that a sweep has met, and what it did.
+
+    `what`: a dead owner's fold, a run that its fold could not empty, a cgroup that was made and never used.
+    `pids`: those it has killed, or would; `left`: those that could not be killed. `action` is `foreign` where it
+    touched nothing, and `why` says the reason.
+    """
+
+    cgroup: str
+    what: Literal["fold", "run", "cgroup"]
+    action: Literal["removed", "would remove", "left", "foreign"]
+    pids: list[int]
+    left: list[int]
+    why: str
+
+
+def sweep(place: Place, *, dry_run: bool = False, bound: float = KILL_BOUND) -> Iterator[Swept]:
+    """Everything in a cgroup and below that nobody owns any more; each within `bound` seconds.
+
+    Live folds are not touched, nor is what others have made; that is reported if it looks like ours.
+    """
+    for fold in list(census.folds(place)):
+        if fold.owner is None:
+            swept = _remove_unused(fold, dry_run=dry_run)
+            if swept is not None:
+                yield swept
+        elif fold.problem is not None:
+            if fold.state != "live":
+                yield Swept(fold.place.path, "fold", "foreign", [], [], fold.problem)
+        elif fold.state == "dead":
+            why = "its fold was closed" if fold.owner.closed else f"its owner, process {fold.owner.pid}, is gone"
+            yield from _end(fold.place, "fold", why, dry_run=dry_run, bound=bound)
+            if not dry_run and fold.scope is not None:
+                _end_guard(fold)
+        else:
+            for run in census.members(fold):
+                if run.kind == "quarantined":
+                    yield from _end(run.place, "run", "it is over and was not empty", dry_run=dry_run, bound=bound)
+
+
+def beside(place: Place) -> None:
+    """What dead folds have left next to where one is to be made, as far as it goes at once. Raises nothing."""
+    with contextlib.suppress(OSError, Error):
+        names = [name for name in os.listdir(place.directory) if name.startswith(_PREFIX)]
+        end = time.monotonic() + _BESIDE_BOUND
+        for name in names if len(names) <= _BESIDE_AT_MOST else random.sample(names, _BESIDE_AT_MOST):
+            at = census.child(place, name)
+            fold = census.fold_at(census.child(at, census.IN_SCOPE) if name.endswith(".scope") else at)
+            if fold is not None and fold.problem is None and fold.state == "dead" and time.monotonic() < end:
+                for _ in _end(fold.place, "fold", "", bound=end - time.monotonic()):
+                    pass
+
+
+def after_the_owner(directory: str) -> None:
+    """For the guard, whose word is enough: end the fold with this base cgroup."""
+    for _ in _end(census.place_of(directory), "fold", "", bound=_GUARD_BOUND, sure=True):
+        pass
+
+
+def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, dry_run: bool = False,
+         sure: bool = False) -> Iterator[Swept]:  # fmt: skip
+    """Kill and remove one cgroup, if it is still `what` it was found to be when it is held."""
+    parent_path, name = os.path.split(place.path)
+    try:
+        parent = place.hierarchy.open_root(os.path.dirname(place.directory))
+    except FileNotFoundError:
+        return
+    try:
+        cgroup = _adopted(place, parent, parent_path, name)
+        try:
+            if not sure and not _is_abandoned(place, cgroup.dir, what):
+                return
+            pids = cgroup.pids()
+            if dry_run:
+                yield Swept(place.path, what, "would remove", pids, [], why)
+                return
+            emptied = signals.end_all(cgroup, bound)
+            left = [] if emptied else cgroup.pids()
+            removed = _removed(cgroup, _REMOVE_BOUND if emptied else 0)
+            yield Swept(place.path, what, "removed" if removed else "left", pids, left, why)
+        finally:
+            cgroup.close()
+    except CgroupError as error:
+        if error.errno not in _GONE:  # else another sweep, or its guard, was quicker
+            raise
+    finally:
+        os.close(parent)
+
+
+def _is_abandoned(place: Place, directory: int, what: Literal["fold", "run"]) -> bool:
+    if what == "fold":
+        fold = census.examine(place, directory)
+        return fold is not None and fold.problem is None and fold.state == "dead"
+    data = record.attribute(directory, record.RUN)
+    return data is not None and record.Run.parse(data).quarantined
+
+
+def _adopted(place: Place, parent: int, parent_path: str, name: str) -> Cgroup:
+    """A cgroup that is there, with what a command of our uid may have made of its modes undone."""
+    try:
+        return Cgroup(place.hierarchy, parent, parent_path.rstrip("/"), name)
+    except CgroupError as error:
+        if error.errno != errno.EACCES:
+            raise
+    with contextlib.suppress(OSError):
+        os.chmod(name, 0o755, dir_fd=parent)
+        for file in ("cgroup.events", "cgroup.kill", "cgroup.procs", "cgroup.freeze"):
+            os.chmod(f"{name}/{file}", 0o644, dir_fd=parent, follow_symlinks=True)
+    return Cgroup(place.hierarchy, parent, parent_path.rstrip("/"), name)
+
+
+def _removed(cgroup: Cgroup, bound: float) -> bool:
+    end = time.monotonic() + bound
+    while not cgroup.remove():
+        if time.monotonic() > end:
+            return False
+        time.sleep(_LOOK)
+    return True
+
+
+def _remove_unused(fold: Fold, *, dry_run: bool) -> Swept | None:
+    """What was made by somebody who did not live to sign it, and so never used; rmdir alone decides.
+
+    Raises nothing: if it cannot be told whose it is, or is not empty, it is left and reported.
+    """
+    assert fold.problem is not None
+    foreign = Swept(fold.place.path, "cgroup", "foreign", [], [], fold.problem)
+    if not fold.unsigned or os.geteuid() not in (0, fold.uid) or census.processes(fold.place):
+        return foreign
+    why = "it was never signed, and nobody is making it"
+    with (
+        contextlib.suppress(OSError),
+        _opened(fold.place, os.path.dirname(fold.place.directory)) as parent,
+        owner.without_makers(parent) as alone,
+        _opened(fold.place, fold.place.directory) as directory,
+    ):
+        if not alone or owner.is_held(directory):
+            return None
+        if dry_run:
+            return Swept(fold.place.path, "cgroup", "would remove", [], [], why)
+        os.rmdir(fold.place.directory)
+        return Swept(fold.place.path, "cgroup", "removed", [], [], why)
+    return foreign if os.path.isdir(fold.place.directory) else None
+
+
+@contextlib.contextmanager
+def _opened(place: Place, directory: str) -> Iterator[int]:
+    fd = place.hierarchy.open_root(directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _end_guard(fold: Fold) -> None:
+    """One that was stopped, or has no end of its own: systemd collects the scope when it is empty."""
+    with contextlib.suppress(OSError, Error):
+        scope = os.path.dirname(fold.place.directory)
+        with _opened(fold.place, scope) as parent:
+            guard = Cgroup(fold.place.hierarchy, parent, os.path.dirname(fold.place.path), GUARD)
+            try:
+                signals.end_all(guard, _REMOVE_BOUND)
+                _removed(guard, _REMOVE_BOUND)
+            finally:
+                guard.close()
