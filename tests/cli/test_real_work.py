@@ -107,6 +107,6 @@ def test_tests_of_a_project(sources, tmp_path, cgroup2, timed):
 
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_cpu_time_is_what_time_says(tmp_path, cgroup2, parallel, timed):
-    work = f"for i in $(seq {parallel}); do sh -c 'i=0; while [ $i -lt 600000 ]; do i=$((i+1)); done' & done; wait"
+    work = f"for i in $(seq {parallel}); do sh -c 'i=0; while [ $i -lt 1500000 ]; do i=$((i+1)); done' & done; wait"
     assert finished(pinned(timed.wrap(["sh", "-c", work]), tmp_path)).returncode == 0
     assert timed.agrees(json.loads((tmp_path / "result").read_text()))
