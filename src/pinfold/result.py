@@ -69,6 +69,20 @@ class Stray(NamedTuple):
     argv: list[str] | None = None
 
 
+class Stuck(NamedTuple):
+    """A process that could not be killed. None: the host does not tell.
+
+    `state` is the letter of proc_pid_stat(5), D for one that waits in the kernel; `wchan` where it waits there;
+    `tracer` who holds it by ptrace(2), 0 for nobody.
+    """
+
+    pid: int
+    comm: str | None = None
+    state: str | None = None
+    wchan: str | None = None
+    tracer: int | None = None
+
+
 class Receipt(NamedTuple):
     """The proof of the clean-up.
 
@@ -77,6 +91,7 @@ class Receipt(NamedTuple):
     from the first kill to `populated 0`. `pipe_held`: a process outside the cgroup still held an end of an output
     pipe; it was closed. `stuck_pids`: what could not be killed within the bound. `removed`: the cgroup is gone.
     `escaped_processes`: had left the cgroup, were found by their descent and killed (the command line only).
+    `stuck_processes`: what is known of those in `stuck_pids`; `pinfold gc` removes what is left of the run later.
     """
 
     emptied: bool
@@ -89,6 +104,7 @@ class Receipt(NamedTuple):
     stuck_pids: list[int]
     removed: bool
     escaped_processes: list[Stray]
+    stuck_processes: list[Stuck] = []  # noqa: RUF012  # never changed
 
 
 class Placement(NamedTuple):

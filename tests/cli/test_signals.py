@@ -67,6 +67,28 @@ def test_second_one_kills_at_once(start, line_of, first, second, wait_until):
     assert err.startswith(b"pinfold: canceled after ")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_command_that_does_not_obey_is_killed_after_the_grace(start, line_of, number):
+    process = start("--grace", "0.4", "sh", "-c", DEAF)
+    line_of(process)
+    begin = time.monotonic()
+    process.send_signal(number)
+    err = process.communicate(timeout=20)[1]
+    assert 0.4 <= time.monotonic() - begin < 4
+    assert process.returncode == 128 + number
+    assert err.startswith(b"pinfold: canceled after ")
+
+
+def test_the_grace_is_five_seconds_where_nothing_is_said(start, line_of):
+    process = start("sh", "-c", DEAF)
+    line_of(process)
+    begin = time.monotonic()
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=20)
+    assert 5 <= time.monotonic() - begin < 9
+    assert process.returncode == 129
+
+
 def test_same_request_twice_in_a_moment_is_one(start, python, line_of):
     process = start(*python(COUNT))
     line_of(process)
@@ -139,8 +161,9 @@ def test_stop_and_continue_go_for_the_whole_tree(start, line_of, wait_until):
     line = "sleep 30 & while :; do echo tick; sleep 0.02; done"
     process = start("--timeout", "20", "sh", "-c", line)
     line_of(process)
-    tree = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    cgroup = Path(f"/proc/{tree[0]}/cgroup").read_text().rpartition("0::")[2].strip()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    cgroups = [Path(f"/proc/{pid}/cgroup").read_text().rpartition("0::")[2].strip() for pid in children]
+    cgroup = next(path for path in cgroups if "/run-" in path)  # the other one is the guard
     process.send_signal(signal.SIGTSTP)
     wait_until(lambda: state(process.pid) == "T", "pinfold to stop")
     wait_until(lambda: "frozen 1" in _events(cgroup), "the tree to stop")

@@ -29,7 +29,7 @@ trap '' HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU VTALRM PROF XCPU XFSZ $1
 IFS= read -r fold && read -r _
 [ -d "$fold" ] || exit
 echo 1 >"$fold/cgroup.kill"
-for pause in 0 .001 .003 .01 .02; do
+for pause in 0 .001 .003 .01; do
     sleep $pause
     rmdir "$fold"/run-* "$fold"
     [ -d "$fold" ] || exit

@@ -13,6 +13,7 @@ from typing import Final
 from pinfold.cgroup.group import Cgroup
 
 KILL_ROUND: Final = 0.05  # seconds from the kill to the first look that takes stronger means
+_END_ROUND: Final = 0.01  # as KILL_ROUND, where nothing else is to be done meanwhile
 _FREEZE_BOUND_MS: Final = 20
 _LOOK: Final = 0.001
 _AT_ONCE: Final = 64  # pidfds
@@ -88,7 +89,7 @@ def end_all(cgroup: Cgroup, bound: float) -> bool:
         took = time.monotonic() - began
         if took > bound:
             return False
-        if took > KILL_ROUND * rounds * (rounds + 1) / 2:
+        if took > _END_ROUND * rounds * (rounds + 1) / 2:
             rounds += 1
             kill_each(cgroup)
         time.sleep(_LOOK)

@@ -22,6 +22,7 @@ from pinfold.policy import Policy
 from pinfold.result import Result
 from pinfold.runs.fold import Fold
 
+SIGNAL_GRACE: Final = 5.0  # seconds from a signal to us to the kill, where --grace says nothing
 TIMED_OUT: Final = 124
 FAILED: Final = 125
 _KILLED: Final = 128 + 9
@@ -41,7 +42,7 @@ _TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
 
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-t", "--timeout", metavar="TIME", help="End it after this long: 5, 500ms, '1min 30s'.")
-@click.option("-k", "--grace", metavar="TIME", help="At a limit send the signal first, and kill this much later.")
+@click.option("-k", "--grace", metavar="TIME", help="At a limit send the signal first; kill this much later.")
 @click.option("-s", "--signal", "stop_signal", default="TERM", metavar="SIG", help="The signal; TERM by default.")
 @click.option("--idle-timeout", metavar="TIME", help="End it when it has written nothing for this long.")
 @click.option("--cpu-timeout", metavar="TIME", help="End it when its processes have used this much CPU time.")
@@ -111,7 +112,7 @@ def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple
     shared = on_terminal()
     policy = arguments.pop("policy")
     orphans = Orphans()  # before the signals, which may bring a child of ours (witness.py)
-    signals = Signals(shared_group=shared)
+    signals = Signals(shared_group=shared, grace=arguments["grace"] or SIGNAL_GRACE)
     try:
         with as_found(), Fold(**place, move_caller=True, spare=False) as fold:
             policy = Policy(**policy, new_session=not shared, keep_ignored=signals.ignored)

@@ -63,10 +63,16 @@ def as_found() -> Iterator[None]:
 
 
 class Signals:
-    """Takes our signals synchronously while a run goes on. The second INT or TERM kills at once."""
+    """Takes our signals synchronously while a run goes on.
 
-    def __init__(self, *, shared_group: bool) -> None:
+    INT, TERM and HUP ask for its end: the command gets the signal, and the grace to obey; then everything is killed. A
+    second one kills at once. What the keys of a terminal send is between the user and the command (it may be a shell,
+    or ask whether one is sure), but for the hangup.
+    """
+
+    def __init__(self, *, shared_group: bool, grace: float) -> None:
         """Hold them back from now on, so that none is lost while the command is being started."""
+        self._grace, self._kill_at = grace, 0.0
         wanted = [getattr(signal, name) for name in _FORWARDED]
         if shared_group:
             wanted.remove(signal.SIGTSTP)  # the group stops as a whole, we with it
@@ -78,7 +84,7 @@ class Signals:
         self._witness = Witness() if shared_group else None
         self._last: tuple[int, int, float] = (0, 0, 0.0)
         self.ended_by: int | None = None
-        self._stops = 0
+        self._asked: int | None = None  # by which signal the end was asked for
 
     def attend(self, run: Run, on_child: Callable[[], None]) -> None:
         """Pass signals on until the run has ended; `on_child` whenever a child of ours may have."""
@@ -94,8 +100,10 @@ class Signals:
 
         threading.Thread(target=announce, daemon=True).start()
         while not run.ended.is_set():
-            info = signal.sigwaitinfo(self._held)
-            if info.si_signo == signal.SIGCHLD:
+            info = self._next()
+            if info is None:
+                self._kill(run)
+            elif info.si_signo == signal.SIGCHLD:
                 on_child()
             elif info.si_signo == signal.SIGTSTP:
                 self._stop(run)
@@ -106,6 +114,16 @@ class Signals:
                 if self._is_new(info):
                     self._take(run, info, reached=reached)
         self._dismiss_witness()
+
+    def _next(self) -> signal.struct_siginfo | None:
+        """The next signal; None: the grace is over."""
+        if not self._kill_at:
+            return signal.sigwaitinfo(self._held)
+        return signal.sigtimedwait(self._held, max(0.0, self._kill_at - time.monotonic()))
+
+    def _kill(self, run: Run) -> None:
+        self._kill_at, self.ended_by = 0.0, self._asked
+        run.kill()
 
     def _dismiss_witness(self) -> None:
         """Before anybody looks for children of ours."""
@@ -139,14 +157,13 @@ class Signals:
 
     def _take(self, run: Run, info: signal.struct_siginfo, *, reached: bool) -> None:
         number = info.si_signo
-        # A key is the command's business, however often: it may ask whether one is sure.
         key = reached and info.si_code == _SI_KERNEL
-        if number in (signal.SIGINT, signal.SIGTERM) and not key:
-            self._stops += 1
-            if self._stops > 1:
-                self.ended_by = number
-                run.kill()
+        if number == signal.SIGHUP or (number in (signal.SIGINT, signal.SIGTERM) and not key):
+            again, self._asked = self._asked is not None, number
+            if again:
+                self._kill(run)
                 return
+            self._kill_at = time.monotonic() + self._grace
         if self._shared_group:
             if not reached:
                 run.send_signal(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pinfold.errors import SpawnError
-from pinfold.result import Result, Stray
+from pinfold.result import Result, Stray, Stuck
 from pinfold.units import readable_size, readable_span, signal_name
 
 _NAMED_IN_THE_LINE = 8
@@ -23,13 +23,21 @@ def the_line(result: Result) -> str | None:
     if receipt.pipe_held:
         parts.append("a process outside the cgroup still holds its output")
     if receipt.stuck_pids:
-        parts.append(f"could not be killed: {', '.join(map(str, receipt.stuck_pids))}")
+        parts.append(f"could not be killed: {', '.join(map(_stuck, receipt.stuck_processes))}")
     if not receipt.removed:
-        parts.append(f"its cgroup {result.placement.cgroup} could not be removed")
+        parts.append(f"its cgroup {result.placement.cgroup} could not be removed ('pinfold gc' does it later)")
     if what is None and not parts:
         return None
     what = what or f"exited with status {result.returncode}"
     return "; ".join([f"{what} after {readable_span(result.duration)}", *parts])
+
+
+def _stuck(process: Stuck) -> str:
+    what = f"{safe(process.comm or '?')} ({process.pid})"
+    if process.tracer:
+        return f"{what}, which process {process.tracer} traces"
+    where = f" in {process.wchan}" if process.wchan else ""
+    return f"{what}, which waits in the kernel{where}" if process.state == "D" else what
 
 
 def _ending(result: Result) -> str | None:

@@ -12,7 +12,7 @@ from pinfold.errors import SpawnError
 from pinfold.result import Placement, Receipt, Result, Stream
 from pinfold.runs.lifecycle import Event
 from pinfold.runs.pipes import Relay
-from pinfold.runs.strays import printable
+from pinfold.runs.strays import NAMED_AT_MOST, printable, stuck
 from pinfold.runs.supervision import Supervision
 
 _STATUS_LOST: Final = (
@@ -74,6 +74,7 @@ def _receipt(run: Supervision) -> Receipt:
         list(run.stuck_pids),
         run.removed,
         [],
+        [stuck(pid) for pid in run.stuck_pids[:NAMED_AT_MOST]],
     )
 
 

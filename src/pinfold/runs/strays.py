@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from pinfold.cgroup.group import proc_is_ours
-from pinfold.result import Stray
+from pinfold.result import Stray, Stuck
 
 NAMED_AT_MOST = 64  # naming costs a quarter of a millisecond each; all are counted
 
@@ -34,6 +34,21 @@ def describe(pids: list[int]) -> list[Stray]:
             # Empty for a process whose leader thread has exited.
             stray = stray._replace(argv=[printable(argument) for argument in process.cmdline()] or None)
         found.append(stray)
+    return found
+
+
+def stuck(pid: int) -> Stuck:
+    """What keeps a process from dying, as far as /proc tells."""
+    if not proc_is_ours():
+        return Stuck(pid)
+    found = Stuck(pid)
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
+            lines = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        found = Stuck(pid, printable(lines["Name"]), lines["State"][0], None, int(lines["TracerPid"]))
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan", encoding="ascii", errors="replace") as file:
+        wchan = file.read()
+        found = found._replace(wchan=wchan if wchan not in ("", "0") else None)  # 0: not waiting, or not for our eyes
     return found
 
 

@@ -22,7 +22,7 @@ from pinfold.cgroup.signals import KILL_ROUND
 from pinfold.errors import SpawnError
 from pinfold.lease import record
 from pinfold.result import Stray
-from pinfold.runs import force, strays
+from pinfold.runs import force, outside, strays
 from pinfold.runs.bounds import DRAIN_BOUND, KILL_BOUND, RECEIVER_BOUND, REMOVE_BOUND, START_BOUND
 from pinfold.runs.ceilings import Ceilings
 from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
@@ -38,7 +38,6 @@ _LOOK_FIRST: Final = 0.001  # cgroup.events notifies at most once per 10 ms: whi
 _LOOK_LAST: Final = 0.01
 _CPU_LOOK: Final = 0.01
 _LONGEST_WAIT: Final = 3600.0
-_OF_A_STOP: Final = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP)
 
 
 class Supervision:
@@ -199,9 +198,7 @@ class Supervision:
         self._arm()
         self.take(Event.SPAWNED)
         self._backend.prepare()  # the command is running: what is done now costs nobody time
-        with contextlib.suppress(OSError):
-            known = record.Run(self.pid, self.started_at, self._request.labels)
-            record.write(self.scope.cgroup.dir, record.RUN, known)
+        outside.tell(self.scope, record.Run(self.pid, self.started_at, self._request.labels))
         if not self.bounds.cpu < INFINITY:
             self.scope.cgroup.open_accounts()
 
@@ -235,20 +232,12 @@ class Supervision:
 
     def _exited(self) -> None:
         if self.reaped():
-            # systemd ends a scope by signals to all in it, in no order: ask before it counts as a death of its own.
-            # Not for a death that we have caused: it costs a call of the bus.
-            if self.life.cause is None and self.returncode in _OF_A_STOP and self._was_canceled():
+            # Before it counts as a death of its own; not for one that we have caused.
+            if self.life.cause is None and outside.was_canceled(self.scope, self.returncode):
                 self.take(Event.REVOKED)
             self.take(Event.EXITED)
             if self.life.state not in (State.DRAINING, State.ENDED):
                 self._look()
-
-    def _was_canceled(self) -> bool:
-        """Whether somebody outside has ended it: `pinfold kill`, or whoever stops its scope."""
-        with contextlib.suppress(OSError):
-            if record.attribute(self.scope.cgroup.dir, record.CANCELED) is not None:
-                return True
-        return self.scope.warden is not None and self.scope.warden.revoked()
 
     def reaped(self) -> bool:
         """Whether the main process has ended, and been collected."""
