@@ -17,6 +17,7 @@ from pinfold.backend.auto import open_backend
 from pinfold.errors import Error, UsageError
 from pinfold.lease.record import checked_labels
 from pinfold.result import Result
+from pinfold.runs.reap import collect
 from pinfold.runs.report import report
 from pinfold.runs.request import Argument, Options, Request
 from pinfold.runs.run import Run
@@ -142,6 +143,7 @@ class Fold:
             self._backend.kill()  # again and again: a run may be about to start
             time.sleep(_CLOSE_LOOK)
         self._backend.close(forked=forked)
+        collect()
 
     def __enter__(self) -> Self:
         return self

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
+from collections import deque
 from typing import Final
 
 # A child that was killed before its exec has no SIGCHLD as its exit signal, and is only found with __WALL.
@@ -30,6 +32,27 @@ def reap(pidfd: int) -> int | None:
     if info is None:
         raise BlockingIOError
     return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+
+
+_held: deque[int] = deque()  # pidfds of children that could not be killed when their run ended
+
+
+def later(pidfd: int) -> None:
+    """Take over the pidfd of a child that does not end; once it has, `collect` does."""
+    _held.append(pidfd)
+
+
+def collect() -> None:
+    """Collect those that have ended meanwhile, so that they stay no zombies."""
+    for _ in range(len(_held)):
+        with contextlib.suppress(IndexError):  # another thread was quicker
+            pidfd = _held.popleft()
+            try:
+                reap(pidfd)
+            except BlockingIOError:
+                _held.append(pidfd)
+            else:
+                os.close(pidfd)
 
 
 def _remembered(pidfd: int) -> int | None:

@@ -28,7 +28,7 @@ from pinfold.runs.ceilings import Ceilings
 from pinfold.runs.lifecycle import Action, Event, Lifecycle, State
 from pinfold.runs.memory import LOOK
 from pinfold.runs.pipes import Poller
-from pinfold.runs.reap import reap
+from pinfold.runs.reap import collect, later, reap
 from pinfold.runs.request import Request
 from pinfold.runs.stdio import Stdio
 from pinfold.spawn.plan import spawn, starts_under_way
@@ -372,9 +372,10 @@ class Supervision:
             self.scope.cgroup.close()
         if hasattr(self, "_poller"):
             self._poller.close()
+        collect()
         if self.pidfd >= 0:
             pidfd, self.pidfd = self.pidfd, -1
-            os.close(pidfd)
+            later(pidfd)
         self.duration = time.monotonic() - self._start_time
         self.ended = True
 
