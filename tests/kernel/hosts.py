@@ -14,12 +14,14 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import struct
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 
@@ -183,6 +185,51 @@ def own_children():
         "handler": signal.getsignal(signal.SIGCHLD) is handler,
         "heard of failure": heard_of_failure,
         "failed": failed["errno"],
+    }
+
+
+def embedded():
+    """What a host program has of its own, before and with an open fold: children, handlers, mask, fds, where it is."""
+
+    def facts():
+        numbers = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
+        return {
+            "handlers": [str(signal.getsignal(number)) for number in numbers],
+            "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+            "wakeup": signal.set_wakeup_fd(-1),
+            "timers": [signal.getitimer(which) for which in (signal.ITIMER_REAL, signal.ITIMER_PROF)],
+            "place": [os.getcwd(), Path("/proc/self/cgroup").read_text(), os.getpgrp(), os.getsid(0)],
+            "threads": threading.active_count(),
+            "limits": [resource.getrlimit(which) for which in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)],
+        }
+
+    def children():
+        found = []
+        with contextlib.suppress(ChildProcessError):
+            while True:  # as an init does: it would wait for a guard for ever
+                found.append(os.waitstatus_to_exitcode(os.wait()[1]))
+        return sorted(found)
+
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    reads, writes = os.pipe()
+    os.set_inheritable(writes, True)
+    before = facts()
+    with pinfold.Fold() as fold:
+        fold.run(["true"])
+        after = facts()
+        mine = [subprocess.Popen(["sh", "-c", f"exit {code}"]).pid for code in (3, 4)]
+        waited = children()
+        fold.run(["true"])
+        os.close(writes)
+        end = select.select([reads], [], [], 5)[0] and os.read(reads, 1) == b""
+        guard = fold.guard
+    os.close(reads)
+    return {
+        "same": before == after,
+        "children": len(mine),
+        "waited": waited,
+        "its pipe ended": bool(end),
+        "guard": guard,
     }
 
 

@@ -384,6 +384,15 @@ def test_return_codes_are_right_where_another_thread_waits_for_any_child(host):
     assert found["missing"] == "ENOENT"
 
 
+@pytest.mark.timeout(30)
+def test_a_host_program_keeps_all_that_is_its_own(host):
+    found = host("embedded")
+    assert found["same"]
+    assert (found["children"], found["waited"]) == (2, [3, 4])
+    assert found["its pipe ended"]
+    assert found["guard"]
+
+
 def test_the_hosts_children_and_its_handler_are_left_alone(host):
     found = host("own_children")
     assert (found["mine"], found["theirs"]) == ([3, 4, 5], [9] * 5)
