@@ -1,5 +1,5 @@
 """`python -m pinfold`."""
 
-from pinfold.cli.main import main
+from pinfold.cli import entry
 
-main()
+entry()
