@@ -26,7 +26,8 @@ ALL = [
     "cgroup v1", "cgroup.kill", "cgroup.freeze", "memory.peak", "memory.events.local", "memory.oom.group",
     "memory.swap.peak", "pids.peak", "clone3 into a cgroup", "user.* attributes", "pidfd_open", "PIDFD_GET_INFO",
     "pressure (PSI)", "nsdelegate", "memory_recursiveprot", "fork during kill", "threads without leader",
-    "rmdir after populated 0", "user namespaces", "bubblewrap", "Landlock", "seccomp", "no_new_privs", *RUNS,
+    "rmdir after populated 0", "user namespaces", "bubblewrap", "Landlock", "seccomp", "no_new_privs", "guard",
+    "leftovers", *RUNS,
 ]  # fmt: skip
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to change mounts and to become others")
 

@@ -12,7 +12,7 @@ from dataclasses import asdict
 import click
 
 from pinfold.cgroup import tree
-from pinfold.cli.checks import Check, confinement, controllers, faults, features, guarded
+from pinfold.cli.checks import Check, confinement, controllers, faults, features, guarded, leases
 from pinfold.cli.checks.manager import Surroundings, systemd
 from pinfold.cli.checks.trial import Trial
 from pinfold.cli.words import safe
@@ -75,6 +75,8 @@ def examine() -> Iterator[Check]:
         yield from guarded("kernel", lambda: features.pressure(place))
         yield from guarded("kernel", features.mount_options)
         yield from _others()
+        yield from guarded("leases", lambda: leases.guard(trial))
+        yield from guarded("leases", leases.leftovers)
         yield from guarded("runs", trial.runs, needed=True)
 
 
