@@ -101,6 +101,30 @@ def self_stopper() -> None:
     live()
 
 
+def stopped_daemons(count: str) -> None:
+    """Daemons in sessions of their own, whose parents are gone, deaf to all they can be and stopped; then ourselves."""
+    read, write = os.pipe()
+
+    def daemon() -> None:
+        os.setsid()
+        child(sleeper)
+
+    def sleeper() -> None:
+        for number in range(1, signal.NSIG):
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_IGN)
+        os.write(write, b".")
+        os.kill(os.getpid(), signal.SIGSTOP)
+        live()
+
+    for _ in range(int(count)):
+        os.waitpid(child(daemon), 0)
+        os.read(read, 1)
+    say("ready")
+    os.kill(os.getpid(), signal.SIGSTOP)
+    live()
+
+
 def fork_bomb(count: str) -> None:
     """Each process forks two more, until there are `count`."""
     read, write = os.pipe2(os.O_NONBLOCK)

@@ -36,8 +36,14 @@ def host(monkeypatch):
 
 def opened(name="auto", *, slice_name=None, scope_per_run=False, move_caller=False):
     kind, options = open_backend(
-        name, spare=True, slice_name=slice_name, scope_per_run=scope_per_run, move_caller=move_caller
+        name,
+        labels={"job": "1"},
+        spare=True,
+        slice_name=slice_name,
+        scope_per_run=scope_per_run,
+        move_caller=move_caller,
     )
+    assert options["labels"] == {"job": "1"}
     assert options["spare"] is True
     assert options["move_caller"] is move_caller
     return kind, options.get("why")

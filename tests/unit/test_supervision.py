@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from types import SimpleNamespace
 
 import pytest
 
+from pinfold.lease import record
 from pinfold.runs.lifecycle import Event, State
 from pinfold.runs.request import Request
 from pinfold.runs.supervision import Supervision
@@ -23,14 +25,21 @@ class Warden:
 
 
 @pytest.fixture
-def ended(monkeypatch):
+def marks():
+    """The attributes that the run's cgroup has."""
+    return {}
+
+
+@pytest.fixture
+def ended(monkeypatch, marks):
     """`ended(returncode, warden, events)`: a run, without a process, that has seen these events and then its exit."""
+    monkeypatch.setattr(record, "attribute", lambda directory, name: marks.get(name) if directory == 1000 else None)
     monkeypatch.setattr(Supervision, "take", lambda self, event: self.life.on(event))
     monkeypatch.setattr(Supervision, "reaped", lambda _self: True)
 
     def end(returncode, warden, *events):
         run = Supervision(None, Request.of(["true"], grace=1))
-        run.scope = SimpleNamespace(warden=warden, cgroup=SimpleNamespace(populated=lambda: True))
+        run.scope = SimpleNamespace(warden=warden, cgroup=SimpleNamespace(dir=1000, populated=lambda: True))
         run.returncode = returncode
         for event in (Event.START, Event.SPAWNED, *events):
             run.life.on(event)
@@ -63,4 +72,25 @@ def test_systemd_is_not_asked_about_a_death_that_we_have_caused(ended, cause):
 
 
 def test_without_a_unit_there_is_nobody_to_ask(ended):
+    assert ended(-9, None).life.outcome(-9) == "signaled"
+
+
+@pytest.mark.parametrize("returncode", [-15, -9, -1])
+def test_a_death_by_a_signal_of_a_stop_is_no_end_of_its_own_where_somebody_asked_for_it(ended, marks, returncode):
+    """`pinfold kill` marks the cgroup before it kills; there is no call of the bus then."""
+    marks[record.CANCELED] = b"1"
+    run = ended(returncode, warden := Warden(False))
+    assert (run.life.outcome(returncode), run.life.state, warden.asked) == ("canceled", State.KILLING, 0)
+
+
+def test_a_mark_is_nothing_to_a_run_that_ended_by_itself(ended, marks):
+    marks[record.CANCELED] = b"1"
+    assert ended(0, None).life.cause is None
+
+
+def test_a_cgroup_that_is_gone_tells_nothing_and_breaks_nothing(ended, monkeypatch):
+    def gone(*_):
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(record, "attribute", gone)
     assert ended(-9, None).life.outcome(-9) == "signaled"

@@ -55,8 +55,7 @@ class Owner(NamedTuple):
         _require(found, {"pid": int, "start_time": int, "boot_id": str, "pid_ns": int, "time_ns": int, "uid": int})
         _require(found, {"opened": (int, float)})
         _require_optional(found, {"guard": int, "closed": bool})
-        if found["pid"] < 1 or (found.get("guard") or 1) < 1:
-            raise MalformedError("its pid is no process'")
+        _require_pids(found, "pid", "guard")
         return cls(**found)
 
 
@@ -74,6 +73,7 @@ class Run(NamedTuple):
         found = _parsed(data, cls._fields)
         _require(found, {"started": (int, float)})
         _require_optional(found, {"pid": int, "quarantined": bool})
+        _require_pids(found, "pid")
         return cls(**{"pid": None, **found})
 
 
@@ -110,7 +110,7 @@ def _parsed(data: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
     labels = found.get("labels", {})
     if not isinstance(labels, dict) or not all(isinstance(value, str) for value in labels.values()):
         raise MalformedError("its labels are no texts")
-    return {name: found[name] for name in fields if name in found}
+    return {name: found[name] for name in fields if found.get(name) is not None}
 
 
 def _require(found: dict[str, Any], kinds: dict[str, Any]) -> None:
@@ -129,12 +129,19 @@ def _require_optional(found: dict[str, Any], kinds: dict[str, type]) -> None:
             raise MalformedError(f"its {name} is {value!r:.40}")
 
 
+def _require_pids(found: dict[str, Any], *names: str) -> None:
+    for name in names:
+        if not 0 < found.get(name, 1) < 2**63:  # 0 and -1 are everybody to kill(2)
+            raise MalformedError(f"its {name} is {found[name]!r:.40}, which is no process'")
+
+
 def write(directory: int, attribute: str, record: Owner | Run) -> bool:
     """Write a record on a held cgroup directory. False: this kernel takes no user attributes there. Raises OSError."""
     import json
 
-    value = json.dumps({"schema": SCHEMA, **record._asdict()}, separators=(",", ":")).encode()
-    return set_attribute(directory, attribute, value)
+    # With escapes the largest labels would be longer than an attribute can be (XATTR_SIZE_MAX, 64 KiB).
+    text = json.dumps({"schema": SCHEMA, **record._asdict()}, ensure_ascii=False, separators=(",", ":"))
+    return set_attribute(directory, attribute, text.encode())
 
 
 def set_attribute(directory: int, attribute: str, value: bytes) -> bool:
