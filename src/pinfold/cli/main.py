@@ -16,6 +16,9 @@ from pinfold import errors
 # A subcommand's module is imported when it is called: `pinfold run` should not wait for doctor's imports.
 _COMMANDS: Final = {
     "run": "Run a command in a cgroup of its own, and leave nothing of it.",
+    "ps": "Say which commands are running, of whom, and what they use.",
+    "kill": "End running commands, each with everything that it started.",
+    "gc": "Remove what pinfolds that are gone have left.",
     "doctor": "Say what this host offers, what is missing, and how to mend it.",
     "version": "Say which version this is.",
 }

@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 
 from pinfold import errors, units
-from pinfold.cli import words
+from pinfold.cli import choice, words
 from pinfold.cli.main import complain
 from pinfold.cli.orphans import Orphans
 from pinfold.cli.terminal import Signals, as_found, on_terminal
@@ -75,6 +75,7 @@ _TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
 @click.option("--unit", metavar="NAME", help="A systemd scope of its own by this name, its limits as properties.")
 @click.option("--slice", "slice_name", metavar="NAME", help="The slice of its scope; pinfold.slice by default.")
 @click.option("--profile", type=click.Choice(["plain", "hardened"]), default="plain", help="How it is confined.")
+@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A word for `pinfold ps` and `kill`.")
 @click.option("--result", "result_file", metavar="FILE", help="Write the Result there, as JSON.")
 @click.option("--result-fd", type=int, metavar="N", help="Write the Result to this open descriptor.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing about how it ended.")
@@ -142,6 +143,7 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "limits": _limits(options),
         "stall_timeout": _span(options["stall_timeout"], "--stall-timeout"),
         "unit": options["unit"],
+        "labels": choice.labels(options["labels"]),
         "policy": {"profile": options["profile"], "output_exceeded": "kill"},
     }
 

@@ -14,10 +14,10 @@ def the_line(result: Result) -> str | None:
     what, receipt = _ending(result), result.receipt
     parts = [] if result.outcome == "oom_killed" else _memory_kills(result)
     if receipt.strays:
-        parts.append(f"killed {_count(receipt.strays, 'stray')}: {_names(receipt.stray_processes, receipt.strays)}")
+        parts.append(f"killed {count(receipt.strays, 'stray')}: {_names(receipt.stray_processes, receipt.strays)}")
     if receipt.escaped_processes:
         gone = receipt.escaped_processes
-        parts.append(f"killed {_count(len(gone), 'process', 'es')} outside the cgroup: {_names(gone, len(gone))}")
+        parts.append(f"killed {count(len(gone), 'process', 'es')} outside the cgroup: {_names(gone, len(gone))}")
     if result.error is not None and result.outcome != "lost":
         parts.append(result.error["message"])
     if receipt.pipe_held:
@@ -92,7 +92,8 @@ def _memory_kills(result: Result) -> list[str]:
     return [f"the kernel killed processes of it {whose}{_victim(result)}"]
 
 
-def _count(n: int, word: str, plural: str = "s") -> str:
+def count(n: int, word: str, plural: str = "s") -> str:
+    """So many of something."""
     return f"{n} {word}{plural if n != 1 else ''}"
 
 
@@ -119,8 +120,8 @@ def details(result: Result) -> list[str]:
     cleaned = [
         "emptied" if receipt.emptied else "NOT EMPTIED",
         "removed" if receipt.removed else "NOT REMOVED",
-        _count(receipt.strays, "stray"),
-        _count(receipt.kill_rounds, "kill round"),
+        count(receipt.strays, "stray"),
+        count(receipt.kill_rounds, "kill round"),
         *([] if kill is None else [f"empty {readable_span(kill / 1e6)} after the kill"]),
     ]
     place = result.placement

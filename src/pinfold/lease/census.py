@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from pinfold.cgroup import tree
-from pinfold.cgroup.files import Hierarchy
+from pinfold.cgroup.files import Hierarchy, flat_keyed
 from pinfold.cgroup.tree import Place
+from pinfold.errors import UsageError
 from pinfold.lease import owner, record
 from pinfold.lease.owner import State
 from pinfold.lease.record import MalformedError, Owner, Run
@@ -18,7 +19,7 @@ from pinfold.lease.record import MalformedError, Owner, Run
 RUN_PREFIX: Final = "run-"
 IN_SCOPE: Final = "runs"  # the base of a fold in a systemd scope
 _UNSIGNED: Final = "it has no owner record"
-_RUN: Final = re.compile(r"run-[0-9a-f]{16}")
+RUN_NAME: Final = re.compile(r"run-[0-9a-f]{16}")
 # As the backends name them: a base that we made ourselves; `runs` in a scope, whose name can be anybody's choice.
 _BASE: Final = re.compile(r"(?:.*/)?pinfold-[0-9a-f]{12}|.*\.scope/runs")
 
@@ -92,7 +93,7 @@ def fold_at(place: Place) -> Fold | None:
         if not named_so and record.attribute(place.directory, record.OWNER) is None:
             return None
         directory = place.hierarchy.open_root(place.directory)
-    except OSError:
+    except (OSError, UsageError):  # gone, closed to us, or something else is mounted over it
         return None
     try:
         return examine(place, directory)
@@ -126,16 +127,25 @@ def members(fold: Fold) -> list[Member]:
     found = []
     for place in below(fold.place):
         name = os.path.basename(place.path)
-        if _RUN.fullmatch(name) is None:
+        if RUN_NAME.fullmatch(name) is None:
             continue
         known = _run_record(place)
         kind: Literal["run", "spare", "quarantined"] = "run"
         if known is not None and known.quarantined:
             kind = "quarantined"
-        elif known is None and not processes(place):
+        elif known is None and not events(place).get("populated"):
             kind = "spare"
         found.append(Member(place, name.removeprefix(RUN_PREFIX), known, kind))
     return found
+
+
+def events(place: Place) -> dict[str, int]:
+    """What cgroup.events says: `populated`, `frozen`; nothing where it cannot be read."""
+    try:
+        with open(f"{place.directory}/cgroup.events", encoding="ascii") as file:
+            return flat_keyed(file.read())
+    except OSError:
+        return {}
 
 
 def _run_record(place: Place) -> Run | None:

@@ -66,10 +66,28 @@ def state(owner: Owner, directory: int) -> State:
     """Whether the owner that is written on this held directory lives."""
     if owner.closed:
         return "dead"
-    # A container may have a boot id of its own: as a namespace, it says that the numbers are not to be compared.
-    if (owner.boot_id, owner.pid_ns, owner.time_ns) == world() and proc_is_ours():
+    if is_of_our_world(owner) and not _is_hidden(owner.pid):
         return "live" if start_time(owner.pid) == owner.start_time else "dead"
     return "live" if is_held(directory) else "dead"
+
+
+def is_of_our_world(owner: Owner) -> bool:
+    """Whether its pids are those that we see in /proc."""
+    # A container may have a boot id of its own: as a namespace, it says that the numbers are not to be compared.
+    return (owner.boot_id, owner.pid_ns, owner.time_ns) == world() and proc_is_ours()
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is such a process, and /proc does not show it (hidepid=, and no CAP_SYS_PTRACE): proc(5)."""
+    if os.path.exists(f"/proc/{pid}"):
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return not os.path.exists(f"/proc/{pid}")
 
 
 def hold(directory: int, *, bound: float = _LOCK_BOUND) -> bool:

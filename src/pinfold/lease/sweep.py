@@ -16,9 +16,10 @@ from typing import Final, Literal, NamedTuple
 from pinfold.cgroup import signals
 from pinfold.cgroup.group import Cgroup
 from pinfold.cgroup.tree import Place
-from pinfold.errors import CgroupError, Error
+from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.lease import census, owner, record
 from pinfold.lease.census import Fold
+from pinfold.lease.hold import adopted
 
 GUARD: Final = "guard"  # the leaf of a scope that its guard is in
 KILL_BOUND: Final = 2.0  # seconds for each fold; what is left then is held by the kernel or a tracer, and for later
@@ -98,8 +99,11 @@ def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, 
         parent = place.hierarchy.open_root(os.path.dirname(place.directory))
     except FileNotFoundError:
         return
+    except (OSError, UsageError) as error:
+        yield Swept(place.path, what, "left", [], [], f"{why}; {error}")
+        return
     try:
-        cgroup = _adopted(place, parent, parent_path, name)
+        cgroup = adopted(place, parent, parent_path, name)
         try:
             if not sure and not _is_abandoned(place, cgroup.dir, what):
                 return
@@ -115,7 +119,7 @@ def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, 
             cgroup.close()
     except CgroupError as error:
         if error.errno not in _GONE:  # else another sweep, or its guard, was quicker
-            raise
+            yield Swept(place.path, what, "left", [], [], f"{why}; {error}")
     finally:
         os.close(parent)
 
@@ -125,21 +129,10 @@ def _is_abandoned(place: Place, directory: int, what: Literal["fold", "run"]) ->
         fold = census.examine(place, directory)
         return fold is not None and fold.problem is None and fold.state == "dead"
     data = record.attribute(directory, record.RUN)
-    return data is not None and record.Run.parse(data).quarantined
-
-
-def _adopted(place: Place, parent: int, parent_path: str, name: str) -> Cgroup:
-    """A cgroup that is there, with what a command of our uid may have made of its modes undone."""
     try:
-        return Cgroup(place.hierarchy, parent, parent_path.rstrip("/"), name)
-    except CgroupError as error:
-        if error.errno != errno.EACCES:
-            raise
-    with contextlib.suppress(OSError):
-        os.chmod(name, 0o755, dir_fd=parent)
-        for file in ("cgroup.events", "cgroup.kill", "cgroup.procs", "cgroup.freeze"):
-            os.chmod(f"{name}/{file}", 0o644, dir_fd=parent, follow_symlinks=True)
-    return Cgroup(place.hierarchy, parent, parent_path.rstrip("/"), name)
+        return data is not None and record.Run.parse(data).quarantined
+    except record.MalformedError:  # since we looked
+        return False
 
 
 def _removed(cgroup: Cgroup, bound: float) -> bool:
