@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-CASES = ["sigkill", "sigkill-guard-first"]
+CASES = ["sigkill", "sigkill-guard-first", "faults"]
 
 
 @pytest.mark.parametrize("case", CASES)
