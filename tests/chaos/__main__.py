@@ -10,13 +10,14 @@ import random
 import sys
 import time
 
-from tests.chaos import faults, sigkill
+from tests.chaos import abort, faults, sigkill
 from tests.chaos.ground import BOUND, SLOWNESS, Figures, ground
 
 # name: (what is called with (ground, count, figures, rng), the count of --full, the count for every day)
 CASES = {
     "sigkill": (sigkill.sigkill, 1000, 40),
     "sigkill-guard-first": (sigkill.sigkill_guard_first, 1000, 40),
+    "abort": (abort.abort, 50, 1),
     "faults": (faults.faults, 0, 60),
 }
 _LATE = 5 * SLOWNESS  # seconds that a busy machine may take in the everyday run; --full is strict
