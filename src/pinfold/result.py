@@ -104,7 +104,7 @@ class Receipt(NamedTuple):
     stuck_pids: list[int]
     removed: bool
     escaped_processes: list[Stray]
-    stuck_processes: list[Stuck] = []  # noqa: RUF012  # never changed
+    stuck_processes: list[Stuck]
 
 
 class Placement(NamedTuple):

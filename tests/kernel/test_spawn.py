@@ -181,7 +181,7 @@ def test_the_step_that_refuses_is_named_with_its_errno_and_no_child_is_left(cgro
     given = {
         "argv": [b"true"], "paths": [b"/bin/true"], "env": [], "cwd": None, "fds": (-1, -1, -1), "cgroup": directory,
         "new_session": True, "umask": 0o22, "rlimits": b"", "groups": None, "gid": -1, "uid": -1, "no_new_privs": True,
-        "keep_ignored": 0, "born": born,
+        "keep_ignored": 0, "orphan": False, "born": born,
     }  # fmt: skip
     try:
         with pytest.raises(OSError) as caught:

@@ -20,7 +20,7 @@ def a_result(outcome="exited", returncode=3):
     return Result(
         args=["sh"], argv=["sh"], outcome=outcome, returncode=returncode, pid=1, run_id="r", started_at=0.0,
         duration=0.0, placement=Placement("cgroupfs", "/x"), guarantee="cooperative",
-        receipt=Receipt(True, 0, [], 0, None, 0, False, [], True, []),
+        receipt=Receipt(True, 0, [], 0, None, 0, False, [], True, [], []),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ OTHER_OUTCOMES = ("signaled", "oom_killed", "output_exceeded", "canceled", "spaw
 NOTHING_LEFT = Receipt(
     emptied=True, strays=0, stray_processes=[], kill_rounds=0, kill_to_empty_usec=None, bytes_after_kill=0,
     pipe_held=False, stuck_pids=[], removed=True, escaped_processes=[],
+    stuck_processes=[],
 )  # fmt: skip
 
 
@@ -31,8 +32,8 @@ def a_result(**changes):
     return Result(**{**fields, **changes})
 
 
-# DESIGN, section 5; with what the code adds: `entry`, `why`, `escaped_processes`, `missing`, and more figures of usage,
-# pressure and events.
+# DESIGN, section 5; with what the code adds: `entry`, `why`, `escaped_processes`, `stuck_processes`, `missing`, and more
+# figures of usage, pressure and events.
 EXPECTED = {
     "schema": 1, "run_id": "abc", "argv": ["sh", "-c", "x"], "outcome": "timed_out", "returncode": -9, "pid": 4711,
     "started_at": "2026-01-01T00:00:00.250000Z", "duration_usec": 5003121,
@@ -56,7 +57,7 @@ EXPECTED = {
         "emptied": True, "strays": 1,
         "stray_processes": [{"pid": 4712, "ppid": 1, "sid": 4712, "comm": "sleep", "argv": ["sleep", "10"]}],
         "kill_rounds": 1, "kill_to_empty_usec": 412, "bytes_after_kill": 0, "pipe_held": False, "stuck_pids": [],
-        "removed": True, "escaped_processes": [],
+        "removed": True, "escaped_processes": [], "stuck_processes": [],
     },
     "placement": {"backend": "cgroupfs", "cgroup": "/pinfold-1/run-2", "unit": None, "entry": "clone3", "why": None},
     "guarantee": "cooperative", "error": None,

@@ -83,9 +83,10 @@ def test_a_death_by_a_signal_of_a_stop_is_no_end_of_its_own_where_somebody_asked
     assert (run.life.outcome(returncode), run.life.state, warden.asked) == ("canceled", State.KILLING, 0)
 
 
-def test_a_mark_is_nothing_to_a_run_that_ended_by_itself(ended, marks):
+@pytest.mark.parametrize("returncode", [0, 1, -2])
+def test_a_mark_makes_it_canceled_however_it_obeyed(ended, marks, returncode):
     marks[record.CANCELED] = b"1"
-    assert ended(0, None).life.cause is None
+    assert ended(returncode, None).life.outcome(returncode) == "canceled"
 
 
 def test_a_cgroup_that_is_gone_tells_nothing_and_breaks_nothing(ended, monkeypatch):

@@ -6,9 +6,9 @@ import pytest
 
 from pinfold.cli import words
 from pinfold.cli.run import exit_status
-from pinfold.result import Events, Placement, Receipt, Result, Usage
+from pinfold.result import Events, Placement, Receipt, Result, Stuck, Usage
 
-CLEAN = Receipt(True, 0, [], 0, None, 0, False, [], True, [])
+CLEAN = Receipt(True, 0, [], 0, None, 0, False, [], True, [], [])
 VICTIM = {"pid": 737, "comm": "python3"}
 
 
@@ -121,3 +121,19 @@ def test_details_tell_what_was_used_and_what_nobody_knows():
     assert found[-1] == (
         "usage: cpu 1.50 s, user 1.00 s, memory peak 3.0 MiB (this host does not tell: system, pids peak)"
     )
+
+
+@pytest.mark.parametrize(
+    ("stuck", "said"),
+    [
+        (Stuck(7, "cat", "D", "request_wait_answer", 0), "cat (7), which waits in the kernel in request_wait_answer"),
+        (Stuck(7, "cat", "D", None, 0), "cat (7), which waits in the kernel"),
+        (Stuck(7, "a\x1b[2J", "t", None, 9), "a\\x1b[2J (7), which process 9 traces"),
+        (Stuck(7, "sleep", "S", None, 0), "sleep (7)"),
+        (Stuck(7), "? (7)"),
+    ],
+)
+def test_what_could_not_be_killed_is_named_with_its_holder(stuck, said):
+    receipt = CLEAN._replace(emptied=False, removed=False, stuck_pids=[7], stuck_processes=[stuck])
+    line = words.the_line(a_result(outcome="canceled", returncode=-9, receipt=receipt))
+    assert f"; could not be killed: {said}; its cgroup /base/run-abc could not be removed (" in line
