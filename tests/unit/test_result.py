@@ -32,8 +32,8 @@ def a_result(**changes):
     return Result(**{**fields, **changes})
 
 
-# DESIGN, section 5; with what the code adds: `entry`, `why`, `escaped_processes`, `stuck_processes`, `missing`, and more
-# figures of usage, pressure and events.
+# DESIGN, section 5; with what the code adds: `entry`, `why`, `escaped_processes`, `stuck_processes`, `missing`, and
+# more figures of usage, pressure and events.
 EXPECTED = {
     "schema": 1, "run_id": "abc", "argv": ["sh", "-c", "x"], "outcome": "timed_out", "returncode": -9, "pid": 4711,
     "started_at": "2026-01-01T00:00:00.250000Z", "duration_usec": 5003121,
