@@ -33,6 +33,7 @@ import pinfold
 def say(**what):
     print(json.dumps(what), flush=True)
 
+exec(sys.argv[3])
 fold = pinfold.Fold(backend="cgroupfs")
 runs = [fold.start(argv, stdout=pinfold.PIPE) for argv in json.loads(sys.argv[1])]
 for run in runs:
@@ -43,12 +44,29 @@ exec(sys.argv[2])
 sys.stdin.read()
 """
 
+# Under this filter what wants a SIGCHLD of its child has no child (EAGAIN), as where a limit on processes is reached;
+# our own starts do not.
+NO_FORKS = """
+import platform, struct
+load, masked, equal, ret = 0x20, 0x54, 0x15, 0x06
+clone, forks = {"x86_64": (56, [57, 58]), "aarch64": (220, [])}[platform.machine()]
+lines = [(load, 0, 0, 0)]
+lines += [line for number in forks for line in ((equal, 0, 1, number), (ret, 0, 0, 0x00050000 | 11))]
+lines += [(equal, 0, 4, clone), (load, 0, 0, 16), (masked, 0, 0, 0xFF), (equal, 0, 1, 17)]
+lines += [(ret, 0, 0, 0x00050000 | 11), (ret, 0, 0, 0x7FFF0000)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in lines))
+header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(lines), ctypes.addressof(program)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, header, 0, 0) == 0, os.strerror(ctypes.get_errno())
+"""
+
 
 class Holder:
     """A started owner, and what it said of its fold."""
 
-    def __init__(self, commands, then):
-        argv = [sys.executable, "-W", "error", "-c", OWNER, json.dumps(commands), then]
+    def __init__(self, commands, then, before):
+        argv = [sys.executable, "-W", "error", "-c", OWNER, json.dumps(commands), then, before]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
             said = self.said()
@@ -77,11 +95,11 @@ class Holder:
 
 @pytest.fixture
 def start(cgroup2):
-    """`start(*commands, then)`: an owner with these runs. Each is killed in the end, which has its guard clean up."""
+    """`start(*commands, then, before)`: an owner with these runs. Each is killed in the end; its guard cleans up."""
     started = []
 
-    def begin(*commands, then=""):
-        started.append(Holder(commands, then))
+    def begin(*commands, then="", before=""):
+        started.append(Holder(commands, then, before))
         return started[-1]
 
     yield begin
@@ -496,6 +514,14 @@ class TestGuard:
 
     def test_a_fork_bomb_ends_too(self, start, villain, ended):
         holder = start(villain("fork_bomb", 300))
+        holder.die()
+        ended(holder)
+
+    def test_where_it_cannot_fork_it_ends_the_fold_all_the_same(self, start, compiled, ended):
+        """Such as in a container whose pids.max the fold has used up."""
+        forks = "try: os.fork()\nexcept BlockingIOError: say(forks=False)"
+        holder = start([compiled("leader_exited")], SLEEP, before=NO_FORKS, then=forks)
+        assert holder.said() == {"forks": False}
         holder.die()
         ended(holder)
 
