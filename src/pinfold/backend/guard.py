@@ -23,18 +23,19 @@ from pinfold.cgroup.files import clear_of_stdio
 from pinfold.spawn.plan import spawn_orphan
 
 # A shell, as its private memory is a quarter of a megabyte, and it starts in half a millisecond. Signals for all of a
-# unit, a session or a group are not for it.
+# unit, a session or a group are not for it. Where it cannot fork (RLIMIT_NPROC, pids.max: what it is to end may have
+# used them up) a shell gives up: it becomes the sweep on its way out, which takes no fork.
 _SCRIPT: Final = """\
 trap '' HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU VTALRM PROF XCPU XFSZ $1
 IFS= read -r fold && read -r _
 [ -d "$fold" ] || exit
+trap '[ -d "$fold" ] && exec "$2" -I -S -c "$3" "$4" "$fold"' EXIT
 echo 1 >"$fold/cgroup.kill"
 for pause in 0 .001 .003 .01; do
     sleep $pause
     rmdir "$fold"/run-* "$fold"
     [ -d "$fold" ] || exit
 done
-exec "$2" -I -S -c "$3" "$4" "$fold"
 """
 _SWEEP: Final = """\
 import sys
