@@ -11,12 +11,16 @@ import subprocess
 import sys
 import termios
 import textwrap
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from pinfold.cgroup import tree
+from pinfold.lease import census, sweep
 
 CLI = Path(sys.executable).with_name("pinfold")
 SESSION = Path(__file__).parent / "session.py"
@@ -200,3 +204,121 @@ def terminal(cgroup2):
     terminal = Terminal()
     yield terminal
     terminal.close()
+
+
+EXECUTORS = Path(__file__).parent / "executors.py"
+
+
+def _path_of(directory: Path) -> str:
+    own = tree.own_place()
+    return next(place.path for place in (own, *tree.above(own)) if place.directory == str(directory))
+
+
+class Executor:
+    """Another process that runs commands by pinfold, each of them ready when we have it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], said: dict[str, Any]) -> None:
+        self.process = process
+        self.fold, self.guard, self.ids, self.pids = said["fold"], said["guard"], said["ids"], said["pids"]
+        self.place = tree.place_at(self.fold)
+        self.name = os.path.basename(self.fold)
+
+    def outcome(self, at: int = 0) -> list[Any]:
+        """The outcome of a run, whether it was emptied and removed; it has to end by itself."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{at}\n".encode())
+        self.process.stdin.flush()
+        return json.loads(_line_of(self.process))
+
+    def die(self, *, guard_too: bool = True) -> None:
+        """As by the OOM killer, which takes the guard as well."""
+        self.process.send_signal(signal.SIGSTOP)
+        if guard_too:
+            os.kill(self.guard, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait(HANGS)
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.stdin.close()  # it closes its fold then
+        try:
+            self.process.wait(HANGS)
+        finally:
+            self.process.kill()
+            self.process.stdout.close()
+
+
+def _line_of(process: subprocess.Popen[bytes]) -> bytes:
+    assert select.select([process.stdout], [], [], HANGS)[0], "no line came"
+    return process.stdout.readline()
+
+
+@pytest.fixture
+def executor(cgroup2):
+    """`executor([(ARGV, LABELS)…], labels={}, nobody=DIRECTORY)`: started in a process of its own.
+
+    What it is told to run has to write a line once it is ready.
+    """
+    started: list[Executor] = []
+
+    def start(runs: list[Any], labels: dict[str, str] | None = None, nobody: Any = "") -> Executor:
+        argv = [sys.executable, EXECUTORS, "execute", nobody, _path_of(cgroup2), json.dumps([labels or {}, runs])]
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
+        line = _line_of(process)
+        if not line:
+            process.communicate()
+            pytest.fail("the executor did not start")
+        started.append(Executor(process, json.loads(line)))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.close()
+        list(sweep.sweep(tree.place_at(_path_of(cgroup2))))  # what a test has left of a dead one
+
+
+@pytest.fixture
+def ask(cgroup2):
+    """`ask("ps", "--json")`: the command line, to which the tests' own cgroup is all there is."""
+
+    def ask(*arguments: Any, nobody: Any = "") -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, EXECUTORS, "ask", nobody, _path_of(cgroup2), *arguments]
+        ended = subprocess.run(argv, capture_output=True, text=True, timeout=HANGS, check=False, cwd="/")
+        assert "Traceback" not in ended.stderr, ended.stderr
+        return ended
+
+    return ask
+
+
+@pytest.fixture
+def ask_here(cgroup2, monkeypatch, capsys):
+    """As `ask`, in this process: the status, stdout and stderr."""
+    from pinfold.cli.main import main
+
+    place = tree.place_at(_path_of(cgroup2))
+    monkeypatch.setattr(census, "top", lambda: place)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # which main replaces
+
+    def ask(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        return (ended.value.code, *capsys.readouterr())
+
+    return ask
+
+
+@pytest.fixture
+def delegated(cgroup2):
+    """A cgroup that belongs to uid 65534, as cgroup-v2.rst has it under "Delegation"."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to give a cgroup to uid 65534 and become it")
+    directory = cgroup2 / f"delegated-{time.monotonic_ns()}"
+    directory.mkdir()
+    for path in (directory, *(directory / f"cgroup.{name}" for name in ("procs", "threads", "subtree_control"))):
+        os.chown(path, 65534, 65534)
+    yield directory
+    end = time.monotonic() + 5
+    while directory.exists() and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+    assert not directory.exists()

@@ -28,6 +28,7 @@ from pinfold.spawn.plan import spawn_orphan
 _SCRIPT: Final = """\
 trap '' HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU VTALRM PROF XCPU XFSZ $1
 IFS= read -r fold && read -r _
+case $fold in *\\\\*) fold=$(printf %b "$fold") ;; esac
 [ -d "$fold" ] || exit
 trap '[ -d "$fold" ] && exec "$2" -I -S -c "$3" "$4" "$fold"' EXIT
 echo 1 >"$fold/cgroup.kill"
@@ -74,7 +75,8 @@ class Guard:
 
     def watch(self, directory: str) -> None:
         """Say which cgroup is to be ended after us; before anything is made there. Raises OSError."""
-        os.write(self._lease, os.fsencode(directory) + b"\n")
+        line = os.fsencode(directory).replace(b"\\", b"\\0134").replace(b"\n", b"\\0012")
+        os.write(self._lease, line + b"\n")
 
     def ended(self, within: float = 0.0) -> bool:
         """Whether it has ended, or does so in the next seconds."""
