@@ -10,7 +10,7 @@ import random
 import sys
 import time
 
-from tests.chaos import abort, faults, sigkill
+from tests.chaos import abort, faults, gc_safety, sigkill
 from tests.chaos.ground import BOUND, SLOWNESS, Figures, ground
 
 # name: (what is called with (ground, count, figures, rng), the count of --full, the count for every day)
@@ -18,6 +18,7 @@ CASES = {
     "sigkill": (sigkill.sigkill, 1000, 40),
     "sigkill-guard-first": (sigkill.sigkill_guard_first, 1000, 40),
     "abort": (abort.abort, 50, 1),
+    "gc-safety": (gc_safety.gc_safety, 180, 5),  # seconds
     "faults": (faults.faults, 0, 60),
 }
 _LATE = 5 * SLOWNESS  # seconds that a busy machine may take in the everyday run; --full is strict

@@ -197,9 +197,8 @@ class _Trial:
                     poll.register(self._asked.fd, select.POLLIN)
                 if not self._asked.answer():
                     poll.unregister(self._asked.fd)
-            if self._disarmed and self.found is not None:
-                poll.unregister(self._reads)
-                self._disarmed, self._number = True, -1 if self._asked is None else self._number
+                    self._number = -1
+            if self.found is not None:
                 self._drain_until_end(end)
         status = self._child.wait()
         if status != 0 and not self.problems:

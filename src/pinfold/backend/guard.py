@@ -89,18 +89,24 @@ class Guard:
     def end(self) -> None:
         """End it, while there is nothing for it to do any more; twice is no harm."""
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, signal.SIGKILL)
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            poll.poll(_END_BOUND_MS)
-            with contextlib.suppress(ChildProcessError):  # it is ours only if we are a subreaper, or init
-                os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
-            os.close(fd)
         lease, self._lease = self._lease, -1
-        if lease >= 0:
-            os.close(lease)
+        try:
+            if fd >= 0:
+                self._kill(fd)
+        finally:
+            for one in (fd, lease):
+                if one >= 0:
+                    os.close(one)
+
+    @staticmethod
+    def _kill(fd: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        poll.poll(_END_BOUND_MS)
+        with contextlib.suppress(ChildProcessError):  # it is ours only if we are a subreaper, or init
+            os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
 
     def forget(self) -> None:
         """In a forked child: close our copies, so that the lease is our parent's alone; twice is no harm."""

@@ -134,7 +134,8 @@ class Pen:
     def _drop_spares(self) -> None:
         while self._spares:
             spare = self._spares.pop().cgroup
-            spare.remove()
+            with contextlib.suppress(CgroupError):  # it is empty, and goes with the base at the latest
+                spare.remove()
             spare.close()
 
     def kill(self) -> None:
@@ -151,8 +152,7 @@ class Pen:
                 self._spares.pop().cgroup.close()
         else:
             end = time.monotonic() + REMOVE_BOUND
-            while not (removed := self._base.remove()) and time.monotonic() < end:
-                self._base.kill()
+            while not (removed := self._is_removed()) and time.monotonic() < end:
                 time.sleep(_LOOK)
             if not removed and self.signed:
                 with contextlib.suppress(OSError):
@@ -165,3 +165,10 @@ class Pen:
         parent, self._parent = self._parent, -1
         if parent >= 0:
             os.close(parent)
+
+    def _is_removed(self) -> bool:
+        with contextlib.suppress(CgroupError):  # a want of fds or memory may pass
+            if self._base.remove():
+                return True
+            self._base.kill()
+        return False

@@ -47,7 +47,12 @@ class Hierarchy:
         return self._checked(os.open(name, flags | _ALWAYS, dir_fd=directory), name)
 
     def _checked(self, fd: int, name: str) -> int:
-        if os.fstat(fd).st_dev != self.device:
+        try:
+            device = os.fstat(fd).st_dev
+        except BaseException:
+            os.close(fd)
+            raise
+        if device != self.device:
             os.close(fd)
             raise UsageError(f"{name}: is not on the cgroup2 filesystem that was expected there")
         return fd if fd > 2 else clear_of_stdio(fd)

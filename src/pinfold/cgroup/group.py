@@ -226,8 +226,8 @@ class Cgroup:
         """
         names: list[str] = []
         here = os.dup(self.dir)
-        waiting = [_children(here)]
         try:
+            waiting = [_children(here)]
             while True:
                 if waiting[-1]:
                     name = waiting[-1].pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Final, Self, TypedDict, Unpack
 from pinfold.backend import Backend
 from pinfold.backend.auto import Name as BackendName
 from pinfold.backend.auto import open_backend
-from pinfold.errors import Error, UsageError
+from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.lease.record import checked_labels
 from pinfold.result import Result
 from pinfold.runs.reap import collect
@@ -140,7 +141,8 @@ class Fold:
         while not forked and self._running and time.monotonic() < end:
             for supervision in list(self._running):
                 supervision.life.cancel()
-            self._backend.kill()  # again and again: a run may be about to start
+            with contextlib.suppress(CgroupError):
+                self._backend.kill()  # again and again: a run may be about to start
             time.sleep(_CLOSE_LOOK)
         self._backend.close(forked=forked)
         collect()

@@ -35,6 +35,7 @@ class Run:
         self.args = request.args
         self._request, self._supervision, self._running = request, supervision, running
         self._result: Result | None = None
+        self._failure: BaseException | None = None  # why there is none
         self._said: tuple[Any, Any] | None = None  # what `communicate` has read
         self._pid = os.getpid()
         self.ended = threading.Event()  # set when nothing of the run is left
@@ -55,7 +56,7 @@ class Run:
             self.pid: int = supervision.pid or 0
             supervision.accept_requests(self._wake)
             self._open_streams()
-            thread.start()
+            self._begin(thread)
         except BaseException:
             # The thread may be running, and does if the exception came late enough.
             if self._supervision.driver.acquire(blocking=False):
@@ -66,6 +67,13 @@ class Run:
             else:
                 self.kill()
             raise
+
+    @staticmethod
+    def _begin(thread: threading.Thread) -> None:
+        try:
+            thread.start()
+        except RuntimeError as error:  # clone(2) has refused
+            raise errors.Error(f"no thread for the run: {error}") from error
 
     def _open_streams(self) -> None:
         pipes = self._supervision.io.pipes
@@ -86,9 +94,10 @@ class Run:
         try:
             try:
                 self._supervision.drive()
-            except BaseException:
+            except BaseException as error:  # noqa: BLE001 - for `wait` to tell
                 self._supervision.abort()
-                raise
+                self._failure = error
+                return
             self._result = report(self._supervision, self.args, self._request.decode)
         finally:
             self._running.discard(self._supervision)
@@ -127,7 +136,7 @@ class Run:
         if not self.ended.wait(None if patience is None or patience == units.INFINITY else patience):
             raise TimeoutError(f"{self!r} is still running after {patience} s")
         if self._result is None:
-            raise errors.Error(f"{self!r}: its supervision failed; see the traceback of its thread")
+            raise errors.Error(f"{self!r}: its supervision failed: {self._failure}") from self._failure
         return self._result
 
     def communicate(self, input: bytes | str | None = None) -> tuple[Any, Any]:

@@ -127,8 +127,8 @@ class StdioPlan(NamedTuple):
             if self.manual and self.input is None:
                 io.pipes[0] = write
             else:
-                os.set_blocking(write, False)
                 io.feed = Feed(write, self.input or b"")
+                os.set_blocking(write, False)
         else:
             io.child[0] = _fd_of(self.stdin, "stdin", os.O_RDONLY, io)
 
@@ -149,9 +149,9 @@ class StdioPlan(NamedTuple):
             else:
                 io.for_child.remove(receiver)
                 io.outputs[number - 1] = Relay(read, receiver, self.output_limit)
-        os.set_blocking(read, False)
         io.for_child.append(write)
         io.child[number] = write
+        os.set_blocking(read, False)
 
 
 def _receiver(number: int, destination: int, io: Stdio) -> int:
