@@ -260,7 +260,9 @@ def test_it_is_not_started_where_there_is_no_shell_and_leaves_nothing(monkeypatc
         os.waitpid(-1, os.WNOHANG)
 
 
-@pytest.mark.parametrize("name", ["plain", " two  spaces ", "back\\slash\\n", "$HOME`id`'\"", "a*?[b]", "-rf", "two\nlines", "\n"])
+@pytest.mark.parametrize(
+    "name", ["plain", " two  spaces ", "back\\slash\\n", "$HOME`id`'\"", "a*?[b]", "-rf", "two\nlines", "\nx"]
+)
 def test_it_takes_any_name_for_what_it_is(subreaper, start, tmp_path, name):
     """What it writes first is the kill; a fold that is a plain directory shows where it went."""
     (fold := tmp_path / name).mkdir()
