@@ -113,6 +113,17 @@ class TestWhatIsEnded:
         assert list(sweep.sweep(cgroups.place("/"))) == []
         assert killed == []
 
+    def test_a_run_whose_word_changes_before_it_is_held_is_not_touched(self, sign, killed, cgroups, monkeypatch):
+        """A command can write the record of its own run, again and again; that is to stop no sweep."""
+        fold = census.fold_at(sign(FOLD, LIVE))
+        sign(RUN, Run(None, 1.0, quarantined=True))
+        found = census.members(fold)
+        assert [member.kind for member in found] == ["quarantined"]
+        sign(RUN, Run(None, 1.0, quarantined="yes"))
+        monkeypatch.setattr(census, "members", lambda _fold: found)
+        assert list(sweep.sweep(cgroups.place("/"))) == []
+        assert killed == []
+
     def test_what_goes_before_it_is_held_is_no_error(self, sign, killed, swept, monkeypatch):
         sign(FOLD, DEAD)
 

@@ -1,7 +1,8 @@
 """Whether the owner of a fold lives.
 
 Where its pid means to us what it means to it, the process itself is asked: forked children, which share its locks, say
-nothing about it. Elsewhere (a container's fold seen from the host: another pid or time namespace) its lock is.
+nothing about it. Elsewhere (a container's fold seen from the host: another pid or time namespace; a process that /proc
+hides) its lock is.
 """
 
 from __future__ import annotations
@@ -56,6 +57,19 @@ def start_time(pid: int) -> int | None:
     return None if ended else int(fields[19])
 
 
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process that /proc does not show us (hidepid=, proc(5)): one of our uid, if undumpable."""
+    if os.path.exists(f"/proc/{pid}/stat"):
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def this_process(labels: Mapping[str, str], guard: int | None) -> Owner:
     """The record of a fold that this process opens now."""
     pid = os.getpid()
@@ -68,7 +82,9 @@ def state(owner: Owner, directory: int) -> State:
         return "dead"
     # A container may have a boot id of its own: as a namespace, it says that the numbers are not to be compared.
     if (owner.boot_id, owner.pid_ns, owner.time_ns) == world() and proc_is_ours():
-        return "live" if start_time(owner.pid) == owner.start_time else "dead"
+        started = start_time(owner.pid)
+        if started is not None or not _is_hidden(owner.pid):
+            return "live" if started == owner.start_time else "dead"
     return "live" if is_held(directory) else "dead"
 
 

@@ -125,7 +125,10 @@ def _is_abandoned(place: Place, directory: int, what: Literal["fold", "run"]) ->
         fold = census.examine(place, directory)
         return fold is not None and fold.problem is None and fold.state == "dead"
     data = record.attribute(directory, record.RUN)
-    return data is not None and record.Run.parse(data).quarantined
+    try:
+        return data is not None and record.Run.parse(data).quarantined
+    except record.MalformedError:  # a command of our uid can write it at any time
+        return False
 
 
 def _adopted(place: Place, parent: int, parent_path: str, name: str) -> Cgroup:
