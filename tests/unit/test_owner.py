@@ -160,6 +160,10 @@ def of(pid, **changes):
     return Owner(pid=pid, uid=os.geteuid(), opened=1.0, **there)
 
 
+def refuse(*_):
+    raise PermissionError
+
+
 class TestState:
     def test_a_record_of_this_process_is_of_a_live_one(self, opened):
         found = owner.this_process({"job": "1"}, 17)
@@ -213,6 +217,31 @@ class TestState:
         assert owner.state(of(os.getpid()), probe) == "dead"
         assert owner.hold(holder)
         assert owner.state(of(2**22 + 1, start_time=5), probe) == "live"
+
+    @pytest.mark.parametrize("refusal", [FileNotFoundError, PermissionError])
+    def test_so_it_does_for_a_process_that_proc_does_not_show(self, child, opened, monkeypatch, refusal):
+        """With hidepid= an undumpable process of our own uid is not there, and may be at work (proc(5))."""
+
+        def hide(*_):
+            raise refusal
+
+        found, holder, probe = of(child.pid), opened(), opened()
+        monkeypatch.setattr(owner, "open", hide, raising=False)
+        monkeypatch.setattr(os.path, "exists", lambda path: not path.startswith("/proc/"))
+        assert owner.hold(holder)
+        monkeypatch.setattr(owner, "world", lambda: World(found.boot_id, found.pid_ns, found.time_ns))
+        assert owner.state(found, probe) == "live"
+        monkeypatch.setattr(os, "kill", refuse)  # it is another user's
+        assert owner.state(found, probe) == "live"
+        monkeypatch.undo()
+        child.kill()
+        child.wait()
+        assert owner.state(found, probe) == "dead"
+
+    @pytest.mark.parametrize("pid", [2**22 + 1, 2**31, 2**63 - 1])
+    def test_a_lock_says_nothing_for_a_pid_that_nobody_has(self, opened, pid):
+        assert owner.hold(opened())
+        assert owner.state(of(pid, start_time=5), opened()) == "dead"
 
     def test_a_closed_fold_has_no_owner_whoever_lives_or_holds_it(self, opened):
         assert owner.hold(opened())

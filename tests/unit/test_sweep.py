@@ -113,24 +113,36 @@ class TestWhatIsEnded:
         assert list(sweep.sweep(cgroups.place("/"))) == []
         assert killed == []
 
+    def test_a_run_whose_word_changes_before_it_is_held_is_not_touched(self, sign, killed, cgroups, monkeypatch):
+        """A command can write the record of its own run, again and again; that is to stop no sweep."""
+        fold = census.fold_at(sign(FOLD, LIVE))
+        sign(RUN, Run(None, 1.0, quarantined=True))
+        found = census.members(fold)
+        assert [member.kind for member in found] == ["quarantined"]
+        sign(RUN, Run(None, 1.0, quarantined="yes"))
+        monkeypatch.setattr(census, "members", lambda _fold: found)
+        assert list(sweep.sweep(cgroups.place("/"))) == []
+        assert killed == []
+
     def test_what_goes_before_it_is_held_is_no_error(self, sign, killed, swept, monkeypatch):
         sign(FOLD, DEAD)
 
         def gone(*_):
             raise CgroupError("open", FOLD, OSError(errno.ENOENT, "gone"))
 
-        monkeypatch.setattr(sweep, "Cgroup", gone)
+        monkeypatch.setattr(sweep, "adopted", gone)
         assert swept() == []
 
-    def test_another_error_is_the_callers(self, sign, killed, swept, monkeypatch):
+    def test_what_cannot_be_opened_is_left_and_says_why_and_the_sweep_goes_on(self, sign, killed, swept, monkeypatch):
         sign(FOLD, DEAD)
 
         def broken(*_):
             raise CgroupError("open", FOLD, OSError(errno.EMFILE, "no fds"))
 
-        monkeypatch.setattr(sweep, "Cgroup", broken)
-        with pytest.raises(CgroupError):
-            swept()
+        monkeypatch.setattr(sweep, "adopted", broken)
+        (one,) = swept()
+        assert (one.action, one.pids) == ("left", [])
+        assert "no fds" in one.why
 
 
 class TestWhatIsLeft:

@@ -1,7 +1,8 @@
 """Whether the owner of a fold lives.
 
 Where its pid means to us what it means to it, the process itself is asked: forked children, which share its locks, say
-nothing about it. Elsewhere (a container's fold seen from the host: another pid or time namespace) its lock is.
+nothing about it. Elsewhere (a container's fold seen from the host: another pid or time namespace; a process that /proc
+hides) its lock is.
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ def state(owner: Owner, directory: int) -> State:
     """Whether the owner that is written on this held directory lives."""
     if owner.closed:
         return "dead"
-    if is_of_our_world(owner) and not _is_hidden(owner.pid):
-        return "live" if start_time(owner.pid) == owner.start_time else "dead"
+    if is_of_our_world(owner):
+        started = start_time(owner.pid)
+        if started is not None or not _is_hidden(owner.pid):
+            return "live" if started == owner.start_time else "dead"
     return "live" if is_held(directory) else "dead"
 
 
@@ -78,8 +81,8 @@ def is_of_our_world(owner: Owner) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is such a process, and /proc does not show it (hidepid=, and no CAP_SYS_PTRACE): proc(5)."""
-    if os.path.exists(f"/proc/{pid}"):
+    """Whether there is a process that /proc does not show us (hidepid=, proc(5)): one of our uid, if undumpable."""
+    if os.path.exists(f"/proc/{pid}/stat"):
         return False
     try:
         os.kill(pid, 0)
@@ -87,7 +90,7 @@ def _is_hidden(pid: int) -> bool:
         return False
     except PermissionError:
         pass
-    return not os.path.exists(f"/proc/{pid}")
+    return not os.path.exists(f"/proc/{pid}/stat")
 
 
 def hold(directory: int, *, bound: float = _LOCK_BOUND) -> bool:
