@@ -10,7 +10,7 @@ import random
 import sys
 import time
 
-from tests.chaos import abort, faults, gc_safety, sigkill
+from tests.chaos import abort, faults, folds, gc_safety, sigkill, signals
 from tests.chaos.ground import BOUND, SLOWNESS, Figures, ground
 
 # name: (what is called with (ground, count, figures, rng), the count of --full, the count for every day)
@@ -20,6 +20,8 @@ CASES = {
     "abort": (abort.abort, 50, 1),
     "gc-safety": (gc_safety.gc_safety, 180, 5),  # seconds
     "faults": (faults.faults, 0, 60),
+    "folds": (folds.folds, 200, 20),
+    "signals": (signals.signals, 200, 6),
 }
 _LATE = 5 * SLOWNESS  # seconds that a busy machine may take in the everyday run; --full is strict
 _SHOWN = 30

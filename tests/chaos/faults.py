@@ -187,7 +187,6 @@ class _Trial:
         self._number = -1
         while not self._child.ended(0):
             if time.monotonic() > end:
-                self.problems.append("it hangs")
                 self._child.kill()
             poll.poll(100)
             self._listen()
@@ -200,9 +199,10 @@ class _Trial:
                     self._number = -1
             if self.found is not None:
                 self._drain_until_end(end)
+        self._listen()
         status = self._child.wait()
-        if status != 0 and not self.problems:
-            self.problems.append(f"it ended with {status}")
+        if status != 0:
+            self.problems.append("it hangs" if time.monotonic() > end else f"it ended with {status}")
 
     def _drain_until_end(self, end: float):
         while not self._child.ended(0.0005) and time.monotonic() < end:

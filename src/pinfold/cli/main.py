@@ -58,7 +58,11 @@ def main(argv: list[str] | None = None) -> Any:
     lost: list[BaseException] = []  # what ended a thread of ours: said once, here, and not as its traceback
     threading.excepthook = lambda thread: lost.append(thread.exc_value) if thread.exc_value else None
     try:
-        sys.exit(cli.main(arguments, prog_name="pinfold", standalone_mode=False) or 0)
+        # Not `cli.main`: that makes a silent 1 of every EPIPE.
+        with cli.make_context("pinfold", arguments) as context:
+            sys.exit(cli.invoke(context) or 0)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         with contextlib.suppress(OSError):
             click.echo(error.format_message(), err=True)

@@ -101,7 +101,8 @@ class Run:
             self._result = report(self._supervision, self.args, self._request.decode)
         finally:
             self._running.discard(self._supervision)
-            os.eventfd_write(self._over, 1)  # nobody closes it before `ended`
+            with contextlib.suppress(OSError):  # whoever waits must not be left waiting
+                os.eventfd_write(self._over, 1)  # nobody closes it before `ended`
             with self._asking:
                 self.ended.set()
 

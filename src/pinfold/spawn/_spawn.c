@@ -97,6 +97,20 @@ static void reset_signals(unsigned long long keep_ignored)
 			syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
 }
 
+/* What came for our process group while a guard was still in it was for us. A signal that is ignored is no
+ * longer pending (sigaction(2)). */
+static void drop_pending(void)
+{
+	char ign[64] = {0};
+	uintptr_t handler = (uintptr_t)SIG_IGN;
+
+	memcpy(ign, &handler, sizeof handler);
+	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++)
+		if (sig != SIGKILL && sig != SIGSTOP)
+			syscall(SYS_rt_sigaction, sig, ign, NULL, 8);
+	reset_signals(0);
+}
+
 /* Ours may be closed, or be some close-on-exec file that landed there because they were closed: then
  * the command gets /dev/null, as a program with a hole at 0-2 writes its messages into its first file. */
 static int standard_fd(int want, int at)
@@ -183,6 +197,8 @@ static int child(void *arg)
 	reset_signals(p->keep_ignored);
 	if (p->new_session && setsid() < 0)
 		fail(p, SESSION);
+	if (p->orphan)
+		drop_pending();
 	if (arrange_fds(p) < 0)
 		fail(p, FDS);
 	if (p->cwd && chdir(p->cwd) < 0)
