@@ -111,15 +111,15 @@ def test_its_fold_removes_it_later_by_itself(held, check_held, cgroup2, wait_unt
     assert not left.exists()
 
 
-def test_a_fold_that_is_closed_meanwhile_is_left_to_the_sweep(held, check_held, cgroup2, wait_until):
+def test_a_fold_that_is_closed_meanwhile_is_left_to_its_guard_and_to_the_sweep(held, check_held, cgroup2, wait_until):
     fold, run, holder = held
     check_held(run, holder)
     fold.close()
     (base,) = cgroup2.glob("pinfold-*")
     place = census.place_of(str(cgroup2))
-    assert [(s.action, s.left) for s in sweep.sweep(place, bound=0.1)] == [("left", [run.pid])]
+    assert [(s.action, s.left, s.why) for s in sweep.sweep(place, bound=0.1)] == [
+        ("left", [run.pid], "its fold was closed")
+    ]
     holder.kill()
-    wait_until(lambda: "populated 0" in (base / "cgroup.events").read_text(), "the end of what was held")
-    assert [(s.what, s.action, s.why) for s in sweep.sweep(place)] == [("fold", "removed", "its fold was closed")]
-    assert not base.exists()
+    wait_until(lambda: list(sweep.sweep(place)) == [] and not base.exists(), "the end of what was held")
     assert pinfold.run(["true"]).ok  # with it the status of the one that was held is collected

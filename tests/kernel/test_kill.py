@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import pinfold
@@ -132,6 +133,21 @@ def test_an_unprivileged_owner_kills_and_removes_what_the_command_locked(host, d
     assert (found["stdout"], found["stderr"]) == ("ready\n", "")
     assert (found["outcome"], found["strays"]) == ("timed_out", 4)
     assert (found["emptied"], found["removed"], found["stuck"]) == (True, True, [])
+
+
+def test_closing_a_fold_ends_what_its_kill_misses(cgroup2, compiled, slowness, wait_until):
+    """Processes whose leader thread has exited: `cgroup.kill` says nothing to them."""
+    argv = [compiled("leader_exited"), "3"]
+    fold = pinfold.Fold()
+    runs = [fold.start(argv, stdout=pinfold.DEVNULL) for _ in range(3)]
+    for run in runs:
+        wait_until(lambda run=run: psutil.Process(run.pid).status() == "zombie", "the end of its leader")
+    began = time.monotonic()
+    fold.close()
+    assert time.monotonic() - began < 3 * slowness
+    for run in runs:
+        with run:
+            assert run.wait(5).receipt.emptied
 
 
 def test_a_fork_bomb_ends_at_once(cgroup2, villain, slowness, wait_until):

@@ -14,7 +14,7 @@ from typing import Final
 
 from pinfold.backend import Asked, Scope
 from pinfold.backend.guard import Guard
-from pinfold.backend.pen import Pen, watch
+from pinfold.backend.pen import Pen
 from pinfold.cgroup import control, delegation
 from pinfold.errors import Unsupported
 from pinfold.lease import sweep
@@ -72,9 +72,14 @@ class CgroupfsBackend:
         """Somebody has killed it: no run without one."""
         with self._guarding:
             if self._guard.ended():
-                self._guard.end()
-                self._guard = _start_guard()
-                watch(self._guard, self._pen.place)
+                guard = _start_guard()
+                try:
+                    self._pen.guarded_by(guard)
+                except BaseException:
+                    guard.end()
+                    raise
+                old, self._guard = self._guard, guard
+                old.end()
 
     def _provide(self, controllers: frozenset[str]) -> None:
         """Give the runs these controllers, as far as that goes; what is in the way is moved if we may."""
@@ -100,11 +105,10 @@ class CgroupfsBackend:
 
     def close(self, *, forked: bool = False) -> None:
         """Remove all that is left."""
-        self._pen.close(forked=forked)
-        if forked:
-            self._guard.forget()
-        else:
+        if self._pen.close(forked=forked) and not forked:
             self._guard.end()
+        else:
+            self._guard.forget()
 
 
 def _start_guard() -> Guard:

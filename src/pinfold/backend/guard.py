@@ -57,7 +57,7 @@ class Guard:
         `obeys_term`: TERM ends it, as systemd's stop of its scope has to; else it is deaf to that too. Raises OSError.
         """
         self.fd = self._lease = null = -1
-        words = ["-c", _SCRIPT, "pinfold-guard", "" if obeys_term else "TERM", sys.executable, _SWEEP, _LIBRARY]
+        words = ["-c", _SCRIPT, "pinfold-guard", "" if obeys_term else "TERM", _python(), _SWEEP, _LIBRARY]
         reads, self._lease = map(clear_of_stdio, os.pipe2(os.O_CLOEXEC))
         try:
             _guards.add(self)
@@ -109,11 +109,20 @@ class Guard:
             os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
 
     def forget(self) -> None:
-        """In a forked child: close our copies, so that the lease is our parent's alone; twice is no harm."""
+        """Close what is ours of it; twice is no harm.
+
+        In a forked child the lease is our parent's alone then; in the owner, the guard goes to work.
+        """
         for fd in (self._lease, self.fd):
             if fd >= 0:
                 os.close(fd)
         self._lease = self.fd = -1
+
+
+def _python() -> str:
+    """An interpreter for the sweep; where we are embedded, sys.executable is the program that we are in, or nothing."""
+    name = os.path.basename(sys.executable or "")
+    return sys.executable if name.startswith(("python", "pypy")) else "python3"
 
 
 _guards: weakref.WeakSet[Guard] = weakref.WeakSet()

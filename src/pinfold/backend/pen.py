@@ -16,6 +16,7 @@ from pinfold.backend.guard import Guard
 from pinfold.cgroup import control
 from pinfold.cgroup.group import Cgroup
 from pinfold.cgroup.oom import CgroupsAbove
+from pinfold.cgroup.signals import KILL_ROUND, kill_each
 from pinfold.cgroup.tree import Place
 from pinfold.errors import CgroupError
 from pinfold.lease import owner, record
@@ -55,6 +56,7 @@ class Pen:
         self._spares: deque[Scope] = deque()  # its own methods are atomic
         self._quarantined: deque[str] = deque()  # names of runs that are over, and could not be emptied
         self._above: CgroupsAbove | None = None
+        self._killed_at = 0.0
         self.controllers: frozenset[str] = frozenset()
         try:
             self._parent = self._hierarchy.open_root(above.directory)
@@ -78,6 +80,13 @@ class Pen:
             if isinstance(error, OSError) and not isinstance(error, CgroupError):
                 raise CgroupError("setxattr", self.place.path, error) from error
             raise
+
+    def guarded_by(self, guard: Guard) -> None:
+        """Have another guard, and say so on record."""
+        watch(guard, self.place)
+        self._owner = self._owner._replace(guard=guard.pid)
+        if self.signed:
+            record.write(self._base.dir, record.OWNER, self._owner)
 
     def _sign(self) -> bool:
         if not owner.hold(self._base.dir, bound=_LEASE_BOUND):
@@ -139,14 +148,20 @@ class Pen:
             spare.close()
 
     def kill(self) -> None:
-        """Kill all runs at once: `cgroup.kill` reaches every cgroup below."""
-        self._base.kill()
+        """Kill all runs at once: `cgroup.kill` reaches every cgroup below. Asked again later, also what that misses."""
+        now = time.monotonic()
+        self._killed_at = self._killed_at or now
+        if now - self._killed_at < KILL_ROUND:
+            self._base.kill()
+        else:
+            kill_each(self._base)
 
-    def close(self, *, forked: bool = False) -> None:
-        """Remove all that is left; what cannot be emptied stays, and the base keeps its record for a later sweep.
+    def close(self, *, forked: bool = False) -> bool:
+        """Remove all that is left; what cannot be emptied stays, and its record says that it is for others to end.
 
-        `forked`: in a forked child, only let go of it.
+        Whether nothing is left to do. `forked`: in a forked child, only let go of it.
         """
+        removed = forked
         if forked:
             while self._spares:
                 self._spares.pop().cgroup.close()
@@ -165,10 +180,11 @@ class Pen:
         parent, self._parent = self._parent, -1
         if parent >= 0:
             os.close(parent)
+        return removed
 
     def _is_removed(self) -> bool:
-        with contextlib.suppress(CgroupError):  # a want of fds or memory may pass
+        with contextlib.suppress(OSError):  # a want of fds or memory may pass
             if self._base.remove():
                 return True
-            self._base.kill()
+            self.kill()
         return False

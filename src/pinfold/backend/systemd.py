@@ -59,11 +59,10 @@ class _Home(NamedTuple):
 
     def close(self, *, forked: bool) -> None:
         """Remove the runs, and let go of the scope."""
-        self.pen.close(forked=forked)
-        if forked:
-            self.unit.forget()
-        else:
+        if self.pen.close(forked=forked) and not forked:
             self.unit.release()
+        else:
+            self.unit.forget()
 
 
 class SystemdBackend:
