@@ -94,11 +94,10 @@ class Run:
         try:
             try:
                 self._supervision.drive()
-            except BaseException as error:  # noqa: BLE001 - for `wait` to tell
+                self._result = report(self._supervision, self.args, self._request.decode)
+            except BaseException as error:  # noqa: BLE001  # it is raised by `wait`
                 self._supervision.abort()
                 self._failure = error
-                return
-            self._result = report(self._supervision, self.args, self._request.decode)
         finally:
             self._running.discard(self._supervision)
             with contextlib.suppress(OSError):  # whoever waits must not be left waiting
@@ -130,14 +129,17 @@ class Run:
     def wait(self, timeout: Span = None) -> Result:
         """Wait until nothing of the run is left. Raises TimeoutError if that takes longer; the run goes on then.
 
+        What went wrong in looking after it is raised here, as by `Fold.run`.
+
         With PIPE, somebody has to read meanwhile, or the command waits for its reader (until its own timeout).
         """
         self._require_owner()
         patience = None if timeout is None else units.span(timeout, "timeout")
         if not self.ended.wait(None if patience is None or patience == units.INFINITY else patience):
             raise TimeoutError(f"{self!r} is still running after {patience} s")
-        if self._result is None:
-            raise errors.Error(f"{self!r}: its supervision failed: {self._failure}") from self._failure
+        if self._failure is not None:
+            raise self._failure
+        assert self._result is not None
         return self._result
 
     def communicate(self, input: bytes | str | None = None) -> tuple[Any, Any]:
