@@ -78,7 +78,7 @@ def is_of_our_world(owner: Owner) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether there is such a process, and /proc does not show it (hidepid=, and no CAP_SYS_PTRACE): proc(5)."""
+    """Whether there is such a process, and /proc does not show it (hidepid=, proc(5))."""
     if os.path.exists(f"/proc/{pid}"):
         return False
     try:
