@@ -237,7 +237,7 @@ class Supervision:
         if self.reaped():
             # systemd ends a scope by signals to all in it, in no order: ask before it counts as a death of its own.
             # Not for a death that we have caused: it costs a call of the bus.
-            if self.life.cause is None and self.returncode in _OF_A_STOP and self._was_canceled():
+            if self.life.cause is None and self._was_canceled():
                 self.take(Event.REVOKED)
             self.take(Event.EXITED)
             if self.life.state not in (State.DRAINING, State.ENDED):
@@ -248,7 +248,7 @@ class Supervision:
         with contextlib.suppress(OSError):
             if record.attribute(self.scope.cgroup.dir, record.CANCELED) is not None:
                 return True
-        return self.scope.warden is not None and self.scope.warden.revoked()
+        return self.returncode in _OF_A_STOP and self.scope.warden is not None and self.scope.warden.revoked()
 
     def reaped(self) -> bool:
         """Whether the main process has ended, and been collected."""
