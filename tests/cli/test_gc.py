@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
 import pytest
 
+from pinfold.errors import CgroupError
 from pinfold.lease import census
 
 TREE = ["sh", "-c", "trap '' TERM; setsid sleep 60 & sleep 60 & echo ready; wait; sleep 60"]
@@ -82,7 +84,8 @@ def test_what_was_made_and_never_signed_is_removed(ask, cgroup2):
     assert not base.exists()
 
 
-def test_what_cannot_be_removed_is_said_and_the_next_is_swept_all_the_same(executor, ask_here, monkeypatch):
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_cannot_be_removed_is_said_and_the_next_is_swept_all_the_same(executor, ask_here, monkeypatch, refused):
     dead = [executor([[TREE, {}]]) for _ in range(2)]
     for each in dead:
         each.die()
@@ -94,6 +97,8 @@ def test_what_cannot_be_removed_is_said_and_the_next_is_swept_all_the_same(execu
         """As a tracer or a broken driver does."""
         if not held:
             held.append(cgroup.path)
+            if refused:
+                raise CgroupError("write", f"{cgroup.path}/cgroup.kill", PermissionError(errno.EPERM, "no"), "1")
         return cgroup.path not in held and end_all(cgroup, bound)
 
     with monkeypatch.context() as patched:
@@ -103,7 +108,8 @@ def test_what_cannot_be_removed_is_said_and_the_next_is_swept_all_the_same(execu
     assert status == 1
     assert found.keys() == {each.fold for each in dead}
     left = found.pop(held[0])
-    assert (left["action"], len(left["left"])) == ("left", 3)
+    assert (left["action"], len(left["left"])) == ("left", 0 if refused else 3)
+    assert ("cgroup.kill=1: no" in left["why"]) == refused
     assert [each["action"] for each in found.values()] == ["removed"]
     assert ask_here("gc")[0] == 0
 
@@ -122,7 +128,6 @@ def test_a_user_sweeps_his_own_and_root_everybodys(delegated, executor, ask):
     assert {each["cgroup"]: each["action"] for each in swept(ask("gc", "--json"))} == {of_root.fold: "removed"}
 
 
-@ROOT_ONLY
 def test_a_process_that_proc_does_not_show_is_not_taken_for_dead(monkeypatch):
     """hidepid=, and no CAP_SYS_PTRACE: there /proc/PID is missing, and kill(2) knows better."""
     from pinfold.lease import owner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -12,6 +13,8 @@ from pinfold.lease import census
 TREE = ["sh", "-c", "trap '' TERM; setsid sleep 60 & sleep 60 & echo ready; wait; sleep 60"]
 OBEYS = ["sh", "-c", "echo ready; exec sleep 60"]
 NUMBERS = ("pid", "start_time", "pid_ns", "time_ns", "uid", "opened")
+WHEN_ASKED = "import signal, sys\nsignal.signal(10, lambda *_: sys.exit(0))\nprint(1, flush=True)\nsignal.pause()"
+POLITE = [sys.executable, "-I", "-S", "-c", WHEN_ASKED]
 CANCELED = ["canceled", True, True]
 
 
@@ -68,9 +71,14 @@ def test_all(executor, ask):
     assert [one.outcome(), two.outcome()] == [CANCELED, CANCELED]
 
 
-def test_with_grace_a_signal_can_be_enough(executor, ask):
-    other = executor([[OBEYS, {}]])
-    ended = ask("kill", "--grace", "20", other.ids[0])
+@pytest.mark.parametrize(
+    ("argv", "signal"),
+    [(OBEYS, "TERM"), (OBEYS, "INT"), (POLITE, "USR1")],
+)
+def test_with_grace_a_signal_can_be_enough(executor, ask, argv, signal):
+    """However the command itself ends by it."""
+    other = executor([[argv, {}]])
+    ended = ask("kill", "--grace", "20", "--signal", signal, other.ids[0])
     assert (ended.returncode, ended.stdout) == (0, f"ended run-{other.ids[0]} (1 process)\n")
     assert other.outcome() == CANCELED
 
