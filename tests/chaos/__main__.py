@@ -18,7 +18,7 @@ CASES = {
     "sigkill": (sigkill.sigkill, 1000, 40),
     "sigkill-guard-first": (sigkill.sigkill_guard_first, 1000, 40),
     "abort": (abort.abort, 50, 1),
-    "gc-safety": (gc_safety.gc_safety, 180, 5),  # seconds
+    "gc-safety": (gc_safety.gc_safety, 180, 4),  # seconds
     "faults": (faults.faults, 0, 60),
     "folds": (folds.folds, 200, 20),
     "signals": (signals.signals, 200, 6),

@@ -104,7 +104,6 @@ def owner(phase: _Phase, control: int, stderr: int):
     warnings.simplefilter("always")
     faulthandler.dump_traceback_later(_DEADLINE * 0.8)
     shared = _Shared()
-    os.close(os.dup(0))
     before = _fds()
     phase.before(shared)
     listener = injector.install(control)
