@@ -135,6 +135,6 @@ def test_a_process_that_proc_does_not_show_is_not_taken_for_dead(monkeypatch):
     pid = os.getppid()
     assert not owner._is_hidden(pid)
     exists = os.path.exists
-    monkeypatch.setattr(os.path, "exists", lambda path: path != f"/proc/{pid}" and exists(path))
+    monkeypatch.setattr(os.path, "exists", lambda path: path != f"/proc/{pid}/stat" and exists(path))
     assert owner._is_hidden(pid)
     assert not owner._is_hidden(2**22 + 1)

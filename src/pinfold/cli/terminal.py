@@ -144,11 +144,11 @@ class Signals:
         seen = self._witness.saw(info.si_signo)
         if seen is None:
             return info.si_code == _SI_KERNEL
-        # The signal to the group may be still to come, and then it comes to us too, as a second one.
-        return seen or (
-            signal.sigtimedwait({info.si_signo}, _GROUP_FOLLOWS) is not None
-            and self._witness.saw(info.si_signo) is True
-        )
+        if not seen:
+            # The one for the group may be still on its way to the witness; or to come, and then to us too, once more.
+            signal.sigtimedwait({info.si_signo}, _GROUP_FOLLOWS)
+            seen = self._witness.saw(info.si_signo) is True
+        return seen
 
     def _is_new(self, info: signal.struct_siginfo) -> bool:
         number, sender, at = self._last
