@@ -15,6 +15,7 @@ from tests.chaos.ground import BOUND, SLOWNESS, Figures, ground
 
 # name: (what is called with (ground, count, figures, rng), the count of --full, the count for every day)
 CASES = {
+    "negative-control": (sigkill.negative_control, 20, 2),
     "sigkill": (sigkill.sigkill, 1000, 40),
     "sigkill-guard-first": (sigkill.sigkill_guard_first, 1000, 40),
     "abort": (abort.abort, 50, 1),

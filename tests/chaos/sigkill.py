@@ -32,6 +32,26 @@ def sigkill_guard_first(ground: Ground, count: int, figures: Figures, rng: rando
     _trials(ground, count, figures, rng, guard_first=True)
 
 
+def negative_control(ground: Ground, count: int, figures: Figures, rng: random.Random):
+    """With neither guard nor sweep the command is left: what the other cases look for can be found."""
+    for _ in range(count):
+        reads, writes = os.pipe()
+        child = Child(library, writes, False)
+        os.close(writes)
+        wild.Ear(reads).hears(b"ready", PATIENCE)
+        child.kill(signal.SIGSTOP)
+        wait_until(lambda: _no_guards(ground), "the guard's end")
+        child.kill()
+        child.wait()
+        os.close(reads)
+        figures.tried += 1
+        if not ground.inside() or not ground.cgroups() or not ground.marked():
+            figures.fail("nothing was left, or it was not found")
+        figures.counts["processes left"] += len(ground.inside())
+        list(sweep.sweep(ground.place))
+        ground.settle(figures, "after a sweep", time.monotonic())
+
+
 def library(out: int, started: bool):
     """The executor: a fold, and one run in it."""
     with Fold() as fold:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-CASES = ["sigkill", "sigkill-guard-first", "abort", "gc-safety", "faults", "folds", "signals"]
+CASES = ["negative-control", "sigkill", "sigkill-guard-first", "abort", "gc-safety", "faults", "folds", "signals"]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -56,6 +56,14 @@ def test_unexpected_exception_of_run_is_one_line_and_125(cgroup2, error, said):
     assert one_line(ended) == said
 
 
+def test_a_pipe_of_ours_that_is_broken_is_said_and_125(cgroup2):
+    ended = faulty(
+        BEFORE, "fold.CgroupError('start the guard of', '/x', BrokenPipeError(32, 'Broken pipe'))", "run", "true"
+    )
+    assert (ended.returncode, ended.stdout) == (125, b"")
+    assert ended.stderr == b"pinfold: start the guard of /x: Broken pipe\n"
+
+
 def test_exception_while_the_command_runs_leaves_nothing_of_it(cgroup2, tmp_path):
     line = "echo $$; setsid sleep 60 & kill -USR1 $PPID; sleep 60"
     ended = faulty(DURING, "TypeError('x')", "run", "sh", "-c", line)

@@ -222,7 +222,7 @@ def test_a_thread_that_cannot_be_started_leaves_no_command_behind(cgroup2, monke
 
     with pinfold.Fold() as fold:
         monkeypatch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(pinfold.Error, match="no thread for the run"):
             fold.start(["sleep", "60"], stdout=pinfold.PIPE)
         monkeypatch.undo()
         base = cgroup2 / fold._backend.path.rpartition("/")[2]
