@@ -57,7 +57,7 @@ struct plan {
 	char **envp;
 	const char *cwd; /* NULL: stay */
 	int fds[3];      /* what becomes 0, 1, 2; -1: inherit ours */
-	int cgroup;      /* directory to be born in; -1: ours */
+	int cgroup;      /* directory to be born in; an orphan is in ours */
 	int move;        /* the child must move itself: it was not born there */
 	int orphan;      /* it is to be nobody's child here */
 	int new_session;
@@ -88,27 +88,19 @@ static void __attribute__((noreturn)) fail(struct plan *p, enum step step)
 
 /* A zeroed buffer reads as {SIG_DFL, no flags, empty mask} in the kernel's struct sigaction of every
  * architecture. Ignored signals survive exec (Python ignores SIGPIPE), so each is set, not only handlers. */
-static void reset_signals(unsigned long long keep_ignored)
+static void reset_signals(unsigned long long keep_ignored, int drop_pending)
 {
-	char dfl[64] = {0};
+	char dfl[64] = {0}, ign[64] = {0};
+	uintptr_t ignore = (uintptr_t)SIG_IGN;
 
-	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++)
-		if (sig != SIGKILL && sig != SIGSTOP && !(keep_ignored >> (sig - 1) & 1))
-			syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
-}
-
-/* What came for our process group while a guard was still in it was for us. A signal that is ignored is no
- * longer pending (sigaction(2)). */
-static void drop_pending(void)
-{
-	char ign[64] = {0};
-	uintptr_t handler = (uintptr_t)SIG_IGN;
-
-	memcpy(ign, &handler, sizeof handler);
-	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++)
-		if (sig != SIGKILL && sig != SIGSTOP)
+	memcpy(ign, &ignore, sizeof ignore);
+	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++) {
+		if (sig == SIGKILL || sig == SIGSTOP || keep_ignored >> (sig - 1) & 1)
+			continue;
+		if (drop_pending) /* sigaction(2): by ignoring it */
 			syscall(SYS_rt_sigaction, sig, ign, NULL, 8);
-	reset_signals(0);
+		syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
+	}
 }
 
 /* Ours may be closed, or be some close-on-exec file that landed there because they were closed: then
@@ -194,11 +186,10 @@ static int child(void *arg)
 
 	if (p->move && move_into(p->cgroup) < 0)
 		fail(p, CGROUP);
-	reset_signals(p->keep_ignored);
 	if (p->new_session && setsid() < 0)
 		fail(p, SESSION);
-	if (p->orphan)
-		drop_pending();
+	/* What came for our process group while an orphan was still in it was for us. */
+	reset_signals(p->keep_ignored, p->orphan);
 	if (arrange_fds(p) < 0)
 		fail(p, FDS);
 	if (p->cwd && chdir(p->cwd) < 0)
@@ -273,25 +264,19 @@ static long clone_born_inside(struct plan *p, char *stack, int *pidfd)
 {
 	struct clone_args args = {0};
 
-	args.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD;
+	args.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_INTO_CGROUP;
 	args.pidfd = (uintptr_t)pidfd;
 	args.stack = (uintptr_t)stack;
 	args.stack_size = CHILD_STACK;
-	if (p->cgroup >= 0) {
-		args.flags |= CLONE_INTO_CGROUP;
-		args.cgroup = (uint64_t)p->cgroup;
-	}
-	p->move = 0;
+	args.cgroup = (uint64_t)p->cgroup;
 	return clone3_onto(&args, child, p);
 }
 
-static long clone_and_move(struct plan *p, char *stack, int *pidfd)
+static long clone_plainly(struct plan *p, char *stack, int *pidfd)
 {
-	int pid;
-
-	p->move = p->cgroup >= 0;
 	/* clone(2) hands the pidfd out through the parent_tid argument (Linux 5.2). */
-	pid = clone(child, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD, p, pidfd);
+	int pid = clone(child, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD, p, pidfd);
+
 	return pid < 0 ? -errno : pid;
 }
 
@@ -302,18 +287,11 @@ static int is_refusal(long err)
 	return err == -ENOSYS || err == -EPERM || err == -EACCES;
 }
 
-static long clone_child(struct plan *p, char *stack, int *pidfd)
-{
-	long pid = clone_born_inside(p, stack, pidfd);
-
-	return is_refusal(pid) ? clone_and_move(p, stack, pidfd) : pid;
-}
-
 static int go_between(void *arg)
 {
 	struct plan *p = arg;
 
-	p->pid = clone_child(p, p->stack, &p->pidfd);
+	p->pid = clone_plainly(p, p->stack, &p->pidfd);
 	for (;;)
 		syscall(SYS_exit_group, 0);
 }
@@ -347,7 +325,11 @@ static long launch(struct plan *p, int *pidfd)
 		return -ENOMEM;
 	/* No handler of the host program may run in the child, on our memory. */
 	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, sizeof all);
-	pid = p->orphan ? clone_orphan(p, stack, pidfd) : clone_child(p, stack, pidfd);
+	pid = p->orphan ? clone_orphan(p, stack, pidfd) : clone_born_inside(p, stack, pidfd);
+	if (is_refusal(pid) && !p->orphan) {
+		p->move = 1;
+		pid = clone_plainly(p, stack, pidfd);
+	}
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old);
 	free(memory);
 	/* A change of uid makes the memory undumpable (commit_creds()), and that memory is ours too. */
@@ -390,7 +372,7 @@ PyDoc_STRVAR(spawn_doc,
 "spawn(argv, paths, env, cwd, fds, cgroup, new_session, umask, rlimits, groups, gid, uid,\n"
 "      no_new_privs, keep_ignored, orphan, born)\n"
 "\n"
-"Start a program in the cgroup whose directory is the fd `cgroup` (-1: ours), as our child or as an orphan.\n"
+"Start a program in the cgroup whose directory is the fd `cgroup`; as an orphan in ours, and nobody's child.\n"
 "Returns once it has been exec'ed, with (pid, pidfd, born_inside) appended to the list `born`.\n"
 "rlimits, groups: packed. Raises OSError(errno, step, path or None).");
 
