@@ -61,7 +61,7 @@ def installed(booted, systemctl):
     for file in files:
         text = (UNITS / file.name).read_text()
         assert ("ExecStart=/usr/bin/pinfold gc\n" in text) == (file.suffix == ".service")
-        text = text.replace("ExecStart=/usr/bin/pinfold", f"ExecStart={CLI}")
+        text = text.replace("ExecStart=/usr/bin/pinfold", f'ExecStart="{CLI}"')
         for private in ("ProtectHome", "PrivateTmp"):  # where a checkout may be
             text = text.replace(f"{private}=yes", f"{private}=no")
         file.write_text(text)
