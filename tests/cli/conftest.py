@@ -281,9 +281,11 @@ def executor(cgroup2):
 def ask(cgroup2):
     """`ask("ps", "--json")`: the command line, to which the tests' own cgroup is all there is."""
 
-    def ask(*arguments: Any, nobody: Any = "") -> subprocess.CompletedProcess[str]:
+    def ask(*arguments: Any, nobody: Any = "", stdout: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, EXECUTORS, "ask", nobody, _path_of(cgroup2), *arguments]
-        ended = subprocess.run(argv, capture_output=True, text=True, timeout=HANGS, check=False, cwd="/")
+        ended = subprocess.run(
+            argv, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=HANGS, check=False, cwd="/"
+        )
         assert "Traceback" not in ended.stderr, ended.stderr
         return ended
 

@@ -205,3 +205,11 @@ def test_run_takes_labels(start, line_of, ask):
     assert ask("kill", "--label", "job=4711").returncode == 0
     assert process.wait(20) == 137
     assert b"canceled after" in process.stderr.read()
+
+
+def test_all_is_done_though_nobody_can_read_of_it(executor, ask):
+    other = executor([[OBEYS, {}], [OBEYS, {}], [OBEYS, {}]])
+    with open("/dev/full", "w") as full:
+        ended = ask("kill", "--all", stdout=full)
+    assert ended.returncode not in (0, 1)
+    assert [other.outcome(at) for at in range(3)] == [CANCELED] * 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -129,3 +131,52 @@ def test_a_fold_that_nobody_closes_is_closed_at_the_end_of_the_program(host, ali
 
 def test_a_forked_child_that_leaves_a_with_block_harms_no_run(host):
     assert host("forks_inside_with") == {"child": 7, "going": True, "said": "on", "outcome": "exited"}
+
+
+def test_a_close_that_was_cut_short_is_gone_on_with(cgroup2, monkeypatch):
+    """By a second Ctrl-C, at each step of it."""
+    for step in ("kill", "close"):
+        fold = pinfold.Fold(backend="cgroupfs")
+        run = fold.start(["sleep", "60"])
+        real = getattr(fold._backend, step)
+
+        def interrupted(*args, real=real, step=step, fold=fold, **kwargs):
+            monkeypatch.setattr(fold._backend, step, real)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(fold._backend, step, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fold.close()
+        with pytest.raises(pinfold.Error, match="closed"):
+            fold.run(["true"])
+        fold.close()
+        with run:
+            assert run.wait(10).outcome == "canceled"
+        assert list(cgroup2.glob("pinfold-*")) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else too")
+def test_nobody_can_keep_a_fold_from_its_lease(cgroup2):
+    """Others may read the cgroup, and so lock it: but not before we have."""
+    code = """
+import fcntl, os, sys, time
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+held = {}
+print("ready", flush=True)
+while True:
+    for name in os.listdir(sys.argv[1]):
+        if name.startswith("pinfold-") and name not in held:
+            try:
+                held[name] = os.open(f"{sys.argv[1]}/{name}", os.O_RDONLY)
+                fcntl.flock(held[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                pass
+"""
+    with subprocess.Popen([sys.executable, "-I", "-c", code, cgroup2], stdout=subprocess.PIPE, cwd="/") as other:
+        try:
+            assert other.stdout.readline() == b"ready\n"
+            for _ in range(30):
+                with pinfold.Fold(backend="cgroupfs") as fold:
+                    assert fold.signed
+        finally:
+            other.kill()

@@ -459,12 +459,15 @@ class TestBeside:
     def test_in_this_process_too_and_not_what_is_foreign(self, dead, make):
         strange = make("pinfold-0123456789ab")
         os.setxattr(strange, record.OWNER, b"?")
-        unsigned = make("pinfold-0123456789ac")
+        unsigned, used = make("pinfold-0123456789ac"), make("pinfold-0123456789ad")
+        (used / "below").mkdir()
         with pinfold.Fold(backend="cgroupfs") as fold:
             assert not dead.base.exists()
             assert fold.run(["true"]).returncode == 0
         assert strange.exists()
-        assert unsigned.exists()
+        assert not unsigned.exists()
+        assert (used / "below").exists()
+        (used / "below").rmdir()
 
 
 class TestGuard:

@@ -7,6 +7,7 @@ our own cgroup (or the nearest above it that is delegated to us and can give con
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pinfold.backend import Asked, Scope
 from pinfold.backend.guard import Guard
 from pinfold.backend.pen import Pen
 from pinfold.cgroup import control, delegation
-from pinfold.errors import Unsupported
+from pinfold.errors import CgroupError, Unsupported
 from pinfold.lease import sweep
 from pinfold.result import Placement
 
@@ -115,4 +116,6 @@ def _start_guard() -> Guard:
     try:
         return Guard(obeys_term=False)
     except OSError as error:
-        raise Unsupported("a guard for the fold", f"/bin/sh cannot be started: {error}", "install a shell") from error
+        if error.errno == errno.ENOENT:
+            raise Unsupported("a guard for the fold", "there is no /bin/sh", "install a shell") from error
+        raise CgroupError("start a guard for", "the fold", error, advice="see fork(2) and RLIMIT_NOFILE") from error

@@ -26,7 +26,7 @@ from pinfold.spawn.plan import spawn_orphan
 # unit, a session or a group are not for it. Where it cannot fork (RLIMIT_NPROC, pids.max: what it is to end may have
 # used them up) a shell gives up: it becomes the sweep on its way out, which takes no fork.
 _SCRIPT: Final = """\
-trap '' HUP INT QUIT PIPE ALRM USR1 USR2 TSTP TTIN TTOU VTALRM PROF XCPU XFSZ $1
+trap '' HUP INT QUIT ILL TRAP ABRT BUS FPE SEGV SYS PIPE ALRM USR1 USR2 TSTP TTIN TTOU VTALRM PROF XCPU XFSZ $1
 IFS= read -r fold && read -r _
 case $fold in *\\\\*) fold=$(printf %b "$fold") ;; esac
 [ -d "$fold" ] || exit
@@ -117,6 +117,11 @@ class Guard:
             if fd >= 0:
                 os.close(fd)
         self._lease = self.fd = -1
+
+    def __del__(self) -> None:
+        # One that an exception of a signal handler has lost: what it watches is lost, too, and goes.
+        if hasattr(self, "_lease"):
+            self.forget()
 
 
 def _python() -> str:

@@ -56,7 +56,7 @@ class Pen:
         self._spares: deque[Scope] = deque()  # its own methods are atomic
         self._quarantined: deque[str] = deque()  # names of runs that are over, and could not be emptied
         self._above: CgroupsAbove | None = None
-        self._killed_at = 0.0
+        self._killed_at, self._removed = 0.0, False
         self.controllers: frozenset[str] = frozenset()
         try:
             self._parent = self._hierarchy.open_root(above.directory)
@@ -66,19 +66,21 @@ class Pen:
             watch(guard, self.place)
             # From mkdir to the record nobody can tell whose it is: a gc waits for this lock.
             owner.hold(self._parent)
-            self._base = Cgroup.make(self._hierarchy, self._parent, above.path.rstrip("/"), name)
+            # Nor can anybody else open it until we hold its lock, and so keep us from that.
+            self._base = Cgroup.make(self._hierarchy, self._parent, above.path.rstrip("/"), name, mode=0o700)
         except BaseException:
             os.close(self._parent)
             raise
         try:
             self._owner = owner.this_process(labels, guard.pid)
             self.signed = self._sign()
+            os.chmod(self._base.dir, 0o755)
             owner.let_go(self._parent)
             self.enable(control.ACCOUNTING)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError) and not isinstance(error, CgroupError):
-                raise CgroupError("setxattr", self.place.path, error) from error
+                raise CgroupError("sign", self.place.path, error) from error
             raise
 
     def guarded_by(self, guard: Guard) -> None:
@@ -159,17 +161,19 @@ class Pen:
     def close(self, *, forked: bool = False) -> bool:
         """Remove all that is left; what cannot be emptied stays, and its record says that it is for others to end.
 
-        Whether nothing is left to do. `forked`: in a forked child, only let go of it.
+        Whether nothing is left to do. `forked`: in a forked child, only let go of it. Where an exception has cut it
+        short, once more goes on.
         """
-        removed = forked
         if forked:
             while self._spares:
                 self._spares.pop().cgroup.close()
-        else:
+        elif self._base.dir >= 0:
             end = time.monotonic() + REMOVE_BOUND
-            while not (removed := self._is_removed()) and time.monotonic() < end:
-                time.sleep(_LOOK)
-            if not removed and self.signed:
+            while not self._removed and time.monotonic() < end:
+                self._removed = self._is_removed()
+                if not self._removed:
+                    time.sleep(_LOOK)
+            if not self._removed and self.signed:
                 with contextlib.suppress(OSError):
                     record.write(self._base.dir, record.OWNER, self._owner._replace(closed=True))
             self._drop_spares()  # they went with it; this closes them
@@ -180,7 +184,7 @@ class Pen:
         parent, self._parent = self._parent, -1
         if parent >= 0:
             os.close(parent)
-        return removed
+        return self._removed
 
     def _is_removed(self) -> bool:
         with contextlib.suppress(OSError):  # a want of fds or memory may pass

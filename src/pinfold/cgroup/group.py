@@ -49,18 +49,21 @@ class Cgroup:
 
     @classmethod
     def make(cls, hierarchy: Hierarchy, parent: int, parent_path: str, name: str,
-             controllers: frozenset[str] = frozenset()) -> Self:  # fmt: skip
+             controllers: frozenset[str] = frozenset(), mode: int = 0o755) -> Self:  # fmt: skip
         """mkdir it, and open it; a cgroup that exists is an error, never adopted."""
+        made = True  # even if an interrupt hides that; the name is nobody else's
         try:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        except OSError as error:
-            advice = _AT_THE_TOP if error.errno == errno.EAGAIN else None
-            raise CgroupError("mkdir", f"{parent_path}/{name}", error, advice=advice) from error
-        try:
+            try:
+                os.mkdir(name, mode, dir_fd=parent)
+            except OSError as error:
+                made = False
+                advice = _AT_THE_TOP if error.errno == errno.EAGAIN else None
+                raise CgroupError("mkdir", f"{parent_path}/{name}", error, advice=advice) from error
             return cls(hierarchy, parent, parent_path, name, controllers)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.rmdir(name, dir_fd=parent)
+            if made:
+                with contextlib.suppress(OSError):
+                    os.rmdir(name, dir_fd=parent)
             raise
 
     def populated(self) -> bool:

@@ -29,13 +29,11 @@ def gc(*, dry_run: bool, as_json: bool) -> int:
     Exit status 1 if something of it could not be removed. What is not ours, or cannot be read, is only reported.
     """
     top = census.top()
-    found: list[dict[str, Any]] = []
-    for each in _everything(top, dry_run=dry_run):
-        found.append(each)
-        if not as_json:
-            click.echo(line(each))
+    found = list(_everything(top, dry_run=dry_run))  # before anything is said: nobody may read it any more
     if as_json:
         click.echo(json.dumps({"schema": 1, "dry_run": dry_run, "swept": found}))
+    elif found:
+        click.echo("\n".join(map(line, found)))
     return 1 if any(each["action"] == "left" for each in found) else 0
 
 

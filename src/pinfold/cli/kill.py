@@ -76,12 +76,12 @@ def kill(
         complain("there is no such run")
     found: list[Killed] = []
     for at in range(0, len(chosen), _AT_ONCE):
-        for killed in end(chosen[at : at + _AT_ONCE], asked, patience):
-            found.append(killed)
-            if not as_json:
-                click.echo(line(killed))
+        found += end(chosen[at : at + _AT_ONCE], asked, patience)
+    # All is done before anything is said: nobody may read it any more.
     if as_json:
         click.echo(json.dumps({"schema": 1, "runs": [killed._asdict() for killed in found]}))
+    elif found:
+        click.echo("\n".join(map(line, found)))
     return 0 if found and all(killed.action != "left" for killed in found) else 1
 
 
@@ -107,10 +107,9 @@ def end(chosen: Sequence[Chosen], number: int | None, grace: float) -> Iterator[
                 yield _told(one, "gone")
                 continue
             running.append((one, cgroup, cgroup.pids()))
-            with contextlib.suppress(OSError):  # it may end meanwhile
-                record.set_attribute(cgroup.dir, record.CANCELED, b"1")
         if number is not None:
             for _, cgroup, _ in running:
+                _mark(cgroup)
                 with contextlib.suppress(OSError):
                     signals.signal_all(cgroup, number)
             _wait_for([cgroup for _, cgroup, _ in running], grace)
@@ -121,12 +120,19 @@ def end(chosen: Sequence[Chosen], number: int | None, grace: float) -> Iterator[
 def _end_one(one: Chosen, cgroup: Cgroup, pids: list[int]) -> Killed:
     if not cgroup.populated():
         return _told(one, "ended", pids)
+    _mark(cgroup)
     try:
         if signals.end_all(cgroup, _KILL_BOUND):
             return _told(one, "killed", pids)
     except OSError as error:
         return _told(one, "left", pids, cgroup.pids(), str(error))
     return _told(one, "left", pids, cgroup.pids(), "the kernel or a tracer holds it")
+
+
+def _mark(cgroup: Cgroup) -> None:
+    """Tell its owner who it was, before it can have any effect."""
+    with contextlib.suppress(OSError):  # it may end meanwhile
+        record.set_attribute(cgroup.dir, record.CANCELED, b"1")
 
 
 def _wait_for(cgroups: list[Cgroup], grace: float) -> None:

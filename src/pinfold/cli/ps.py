@@ -49,13 +49,12 @@ def ps(wanted: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
 def _show(folds: list[FoldFacts], *, as_json: bool, watch: bool) -> None:
     if as_json:
         click.echo(json.dumps({"schema": 1, "folds": [asdict(fold) for fold in folds]}))
-    elif watch and sys.stdout.isatty():
+    elif watch and sys.stdout is not None and sys.stdout.isatty():
         columns, rows = shutil.get_terminal_size()
         shown = [line[: columns - 1] for line in lines(folds)][: rows - 1]
         click.echo(_HOME + "".join(f"{line}{_CLEAR_LINE}\n" for line in shown) + _CLEAR_REST, nl=False, color=True)
     else:
         click.echo("".join(f"{line}\n" for line in lines(folds)) + ("\n" if watch else ""), nl=False)
-    sys.stdout.flush()
 
 
 def lines(folds: list[FoldFacts]) -> Iterator[str]:

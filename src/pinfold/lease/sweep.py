@@ -80,7 +80,9 @@ def beside(place: Place) -> None:
         for name in names if len(names) <= _BESIDE_AT_MOST else random.sample(names, _BESIDE_AT_MOST):
             at = census.child(place, name)
             fold = census.fold_at(census.child(at, census.IN_SCOPE) if name.endswith(".scope") else at)
-            if fold is not None and fold.problem is None and fold.state == "dead" and time.monotonic() < end:
+            if fold is not None and fold.unsigned:
+                _remove_unused(fold, dry_run=False)
+            elif fold is not None and fold.problem is None and fold.state == "dead" and time.monotonic() < end:
                 for _ in _end(fold.place, "fold", "", bound=end - time.monotonic()):
                     pass
 

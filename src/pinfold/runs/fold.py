@@ -59,7 +59,8 @@ class Fold:
             scope_per_run=scope_per_run,
             move_caller=move_caller,
         )
-        self._closed = False
+        self._closed = self._done = False
+        self._closing = threading.RLock()  # a signal handler may close it while it is being closed
         self._pid = os.getpid()
         self._running: set[Supervision] = set()  # each in a thread of its own, or its caller's
         atexit.register(self.close)
@@ -129,14 +130,17 @@ class Fold:
         return self._backend.signed
 
     def close(self) -> None:
-        """Kill what is still running, wait for it, and remove the base cgroup."""
-        if self._closed:
-            return
+        """Kill what is still running, wait for it, and remove the base cgroup.
+
+        Once more goes on where an exception (a second Ctrl-C) has cut it short.
+        """
         self._closed = True
-        atexit.unregister(self.close)
-        if self._finalizer is not None:
-            self._finalizer.cancel()
         forked = self._pid != os.getpid()
+        with contextlib.nullcontext() if forked else self._closing:
+            if not self._done:
+                self._close(forked=forked)
+
+    def _close(self, *, forked: bool) -> None:
         end = time.monotonic() + _CLOSE_BOUND
         while not forked and self._running and time.monotonic() < end:
             for supervision in list(self._running):
@@ -146,6 +150,10 @@ class Fold:
             time.sleep(_CLOSE_LOOK)
         self._backend.close(forked=forked)
         collect()
+        self._done = True
+        atexit.unregister(self.close)
+        if self._finalizer is not None:
+            self._finalizer.cancel()
 
     def __enter__(self) -> Self:
         return self
