@@ -18,7 +18,7 @@ import pytest
 
 import pinfold
 from pinfold.cgroup import tree
-from pinfold.lease import owner, record, sweep
+from pinfold.lease import census, owner, record, sweep
 from pinfold.lease.record import Owner, Run
 from pinfold.lease.sweep import Swept
 
@@ -610,3 +610,33 @@ def test_a_child_that_python_did_not_fork_delays_the_guard_and_not_a_sweep(
     finally:
         end_of(child)
     wait_until(lambda: not alive(holder.guard), "the end of the guard")
+
+
+def test_a_forked_child_does_not_hold_the_lease_for_those_who_cannot_see_its_owner(cgroup2):
+    code = """
+import os, signal, time
+import pinfold
+fold = pinfold.Fold(backend="cgroupfs")
+ready, done = os.pipe()
+child = os.fork()
+if child == 0:
+    os.close(1)
+    os.write(done, b"1")
+    signal.pause()
+os.read(ready, 1)
+os.kill(fold.guard, signal.SIGKILL)
+print(fold.path, child, flush=True)
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=30, check=True)
+    path, child = done.stdout.split()
+    base = cgroup2 / os.path.basename(path)
+    try:
+        directory = os.open(base, os.O_RDONLY)
+        try:
+            assert not owner.is_held(directory)
+        finally:
+            os.close(directory)
+        assert [one.action for one in sweep.sweep(census.place_of(str(cgroup2)))] == ["removed"]
+    finally:
+        os.kill(int(child), signal.SIGKILL)

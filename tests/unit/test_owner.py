@@ -169,10 +169,13 @@ class TestState:
         found = owner.this_process({"job": "1"}, 17)
         assert found == of(os.getpid())._replace(opened=found.opened, guard=17, labels={"job": "1"})
         assert abs(found.opened - time.time()) < 60
+        holder = opened()
+        assert owner.hold(holder)
         assert owner.state(found, opened()) == "live"
 
     def test_it_dies_with_the_process(self, child, opened, wait_until):
-        found = of(child.pid)
+        found, holder = of(child.pid), opened()
+        assert owner.hold(holder)
         assert owner.state(found, opened()) == "live"
         child.kill()
         wait_until(lambda: owner.state(found, opened()) == "dead", "its end")
@@ -194,10 +197,10 @@ class TestState:
             assert owner.is_held(probe)
             assert owner.state(found, probe) == "dead"
 
-    def test_a_live_owner_needs_no_lock(self, opened):
+    def test_an_owner_that_has_lost_its_lock_has_become_another_program(self, opened):
         probe = opened()
         assert not owner.is_held(probe)
-        assert owner.state(of(os.getpid()), probe) == "live"
+        assert owner.state(of(os.getpid()), probe) == "dead"
 
     @pytest.mark.parametrize("kind", ELSEWHERE)
     def test_where_the_numbers_are_those_of_another_world_the_lock_decides(self, opened, kind):

@@ -39,6 +39,9 @@ def sign(cgroups, monkeypatch):
         return place
 
     monkeypatch.setattr(record, "attribute", attribute)
+    # Who has signed holds it, if alive; the others are as they are found.
+    is_held = owner.is_held
+    monkeypatch.setattr(owner, "is_held", lambda fd: attribute(fd, record.OWNER) is not None or is_held(fd))
     return make
 
 

@@ -47,7 +47,7 @@ class CgroupfsBackend:
             name, placement = BASE_PREFIX + os.urandom(6).hex(), Placement(self.name, self._above.path, why=why)
             self._pen = Pen(self._above, name, placement, self._guard, labels=labels, spare=spare)
         except BaseException:
-            self._guard.end()
+            self._guard.forget()  # it removes what an interrupt may have left half made
             raise
         self.path, self.signed = self._pen.place.path, self._pen.signed
 

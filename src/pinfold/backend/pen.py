@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -72,6 +73,7 @@ class Pen:
             os.close(self._parent)
             raise
         try:
+            _pens.add(self)
             self._owner = owner.this_process(labels, guard.pid)
             self.signed = self._sign()
             os.chmod(self._base.dir, 0o755)
@@ -192,3 +194,16 @@ class Pen:
                 return True
             self.kill()
         return False
+
+
+_pens: weakref.WeakSet[Pen] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked child shares the lock that is on an open directory: without its copies, it says nothing about us."""
+    for pen in list(_pens):
+        pen.close(forked=True)
+    _pens.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

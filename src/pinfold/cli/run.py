@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -245,13 +246,19 @@ def _report(result: Result, *, verbose: bool) -> None:
 
 
 def exit_status(result: Result, ended_by: int | None = None) -> int:
-    """The exit status for a Result; `ended_by` is the signal to us that made us cancel it."""
+    """The exit status for a Result; `ended_by` is the signal to us that asked for its end.
+
+    A command that was asked to end, and did so with a status of its own, has that one; but 0 would say that it has
+    done its work.
+    """
     if result.outcome in _TIME_OUTCOMES:
         return TIMED_OUT
     if result.outcome in ("output_exceeded", "oom_killed"):
         return _KILLED
-    if result.outcome == "canceled" and ended_by is not None:
+    if ended_by is not None and (result.outcome == "canceled" or result.returncode == 0):
         return 128 + ended_by
     if result.returncode is None or result.error is not None:
         return FAILED
+    if result.outcome == "canceled" and result.returncode == 0:
+        return 128 + signal.SIGTERM
     return result.returncode if result.returncode >= 0 else 128 - result.returncode

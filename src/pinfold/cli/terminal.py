@@ -83,8 +83,7 @@ class Signals:
         self._shared_group = shared_group
         self._witness = Witness() if shared_group else None
         self._last: tuple[int, int, float] = (0, 0, 0.0)
-        self.ended_by: int | None = None
-        self._asked: int | None = None  # by which signal the end was asked for
+        self.ended_by: int | None = None  # the signal by which its end was asked for
 
     def attend(self, run: Run, on_child: Callable[[], None]) -> None:
         """Pass signals on until the run has ended; `on_child` whenever a child of ours may have."""
@@ -122,7 +121,7 @@ class Signals:
         return signal.sigtimedwait(self._held, max(0.0, self._kill_at - time.monotonic()))
 
     def _kill(self, run: Run) -> None:
-        self._kill_at, self.ended_by = 0.0, self._asked
+        self._kill_at = 0.0
         run.kill()
 
     def _dismiss_witness(self) -> None:
@@ -159,7 +158,7 @@ class Signals:
         number = info.si_signo
         key = reached and info.si_code == _SI_KERNEL
         if number == signal.SIGHUP or (number in (signal.SIGINT, signal.SIGTERM) and not key):
-            again, self._asked = self._asked is not None, number
+            again, self.ended_by = self.ended_by is not None, number
             if again:
                 self._kill(run)
                 return

@@ -70,7 +70,8 @@ def state(owner: Owner, directory: int) -> State:
     if is_of_our_world(owner):
         started = start_time(owner.pid)
         if started is not None or not _is_hidden(owner.pid):
-            return "live" if started == owner.start_time else "dead"
+            # The lock is lost at an exec, which changes neither pid nor start time.
+            return "live" if started == owner.start_time and is_held(directory) else "dead"
     return "live" if is_held(directory) else "dead"
 
 

@@ -154,7 +154,8 @@ def _remove_unused(fold: Fold, *, dry_run: bool) -> Swept | None:
     assert fold.problem is not None
     foreign = Swept(fold.place.path, "cgroup", "foreign", [], [], fold.problem)
     if not fold.unsigned or os.geteuid() not in (0, fold.uid) or census.processes(fold.place):
-        return foreign
+        again = census.fold_at(fold.place)  # it may just have been signed, or have gone
+        return foreign if again is not None and again.owner is None else None
     why = "it was never signed, and nobody is making it"
     with (
         contextlib.suppress(OSError),

@@ -125,7 +125,7 @@ class Supervision:
 
     def _take_wanted(self, wake: int) -> None:
         os.read(wake, 8)
-        while self.wanted:
+        while self.wanted and not self.ended:  # the run may have ended in the same turn: what it is about is closed
             self.wanted.popleft()()
 
     def abort(self) -> None:
