@@ -2,8 +2,8 @@
 
 It waits at a pipe, our lease on life: the other end is ours alone, and the kernel closes it however we die. Then it
 kills everything in the fold and removes it; where that takes more than a moment it becomes `lease/sweep.py`, which has
-the full means. It is in no run's cgroup, in a session of its own, and no child of the host program, which may wait for
-any child, or until there is none.
+the full means. It is in no run's cgroup, in a session of its own, and no child of the host program (unless that is an
+init or a subreaper), which may wait for any child, or until there is none.
 
 A systemd scope needs a process to exist, and there it is that one too: a guard that has ended without us says that the
 scope was stopped from outside.
