@@ -84,6 +84,36 @@ def close_lease(guard):
     os.close(lease)
 
 
+def test_a_signal_to_our_group_while_it_is_being_started_is_not_for_it():
+    """A host program that takes TERM, in a group that is sent it without end; the shell has set up no traps then."""
+    code = """
+import os, signal, threading
+from pinfold.backend.guard import Guard
+signal.signal(signal.SIGTERM, lambda *_: None)
+done = threading.Event()
+
+def send():
+    while not done.is_set():
+        os.killpg(0, signal.SIGTERM)
+
+sender = threading.Thread(target=send)
+sender.start()
+guards = []
+try:
+    for _ in range(100):
+        guards.append(Guard(obeys_term=True))
+    print(sum(guard.ended(0) for guard in guards))
+finally:
+    done.set()
+    sender.join()
+    for guard in guards:
+        guard.end()
+"""
+    argv = [sys.executable, "-c", code]
+    ended = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=60, check=True, process_group=0)
+    assert ended.stdout == "0\n"
+
+
 def test_it_lives_until_it_is_ended(guard):
     assert not guard.ended()
     assert not readable(guard.fd, 0)
@@ -179,7 +209,8 @@ def test_it_ends_with_the_process_that_started_it(wait_until):
 
 
 def test_it_is_in_a_session_of_its_own_and_in_nobodys_directory(guard):
-    assert os.getsid(guard.pid) == guard.pid
+    assert os.getsid(guard.pid) not in (0, os.getsid(0))
+    assert os.getpgid(guard.pid) not in (0, os.getpgrp())
     assert os.readlink(f"/proc/{guard.pid}/cwd") == "/"
     assert int(status(guard.pid, "SigBlk"), 16) == 0
 

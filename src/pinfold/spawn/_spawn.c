@@ -33,9 +33,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#ifndef CLONE_INTO_CGROUP
-#define CLONE_INTO_CGROUP 0x200000000ULL /* Linux 5.7 */
-#endif
+#include "clone3.h"
+
 #ifndef P_PIDFD
 #define P_PIDFD 3 /* Linux 5.4 */
 #endif
@@ -69,9 +68,9 @@ struct plan {
 	const gid_t *groups;     /* NULL: keep */
 	Py_ssize_t groups_size;  /* in bytes */
 	long gid, uid;           /* -1: keep */
-	long pid; /* of an orphan, as its go-between knows it */
-	int pidfd;
 	char *stack;
+	long pid; /* or the negative errno of clone */
+	int pidfd;
 	/* Written by the child: */
 	enum step failed_step;
 	int error;      /* 0: it got as far as exec */
@@ -88,19 +87,13 @@ static void __attribute__((noreturn)) fail(struct plan *p, enum step step)
 
 /* A zeroed buffer reads as {SIG_DFL, no flags, empty mask} in the kernel's struct sigaction of every
  * architecture. Ignored signals survive exec (Python ignores SIGPIPE), so each is set, not only handlers. */
-static void reset_signals(unsigned long long keep_ignored, int drop_pending)
+static void reset_signals(unsigned long long keep_ignored)
 {
-	char dfl[64] = {0}, ign[64] = {0};
-	uintptr_t ignore = (uintptr_t)SIG_IGN;
+	char dfl[64] = {0};
 
-	memcpy(ign, &ignore, sizeof ignore);
-	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++) {
-		if (sig == SIGKILL || sig == SIGSTOP || keep_ignored >> (sig - 1) & 1)
-			continue;
-		if (drop_pending) /* sigaction(2): by ignoring it */
-			syscall(SYS_rt_sigaction, sig, ign, NULL, 8);
-		syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
-	}
+	for (int sig = 1; sig <= KERNEL_SIGNALS; sig++)
+		if (sig != SIGKILL && sig != SIGSTOP && !(keep_ignored >> (sig - 1) & 1))
+			syscall(SYS_rt_sigaction, sig, dfl, NULL, 8);
 }
 
 /* Ours may be closed, or be some close-on-exec file that landed there because they were closed: then
@@ -186,10 +179,9 @@ static int child(void *arg)
 
 	if (p->move && move_into(p->cgroup) < 0)
 		fail(p, CGROUP);
+	reset_signals(p->keep_ignored);
 	if (p->new_session && setsid() < 0)
 		fail(p, SESSION);
-	/* What came for our process group while an orphan was still in it was for us. */
-	reset_signals(p->keep_ignored, p->orphan);
 	if (arrange_fds(p) < 0)
 		fail(p, FDS);
 	if (p->cwd && chdir(p->cwd) < 0)
@@ -213,71 +205,26 @@ static int child(void *arg)
 	fail(p, EXEC);
 }
 
-/* The raw clone3, whose child runs entry(arg) on the stack in args and never comes back here. No libc
- * wraps it: a C caller cannot return from a system call onto another stack. */
-static long clone3_onto(struct clone_args *args, int (*entry)(void *), void *arg)
-{
-#if defined(__x86_64__)
-	long ret;
-	register void *r8 __asm__("r8") = (void *)entry;
-	register void *r9 __asm__("r9") = arg;
-
-	__asm__ volatile("syscall\n\t"
-			 "testq %%rax, %%rax\n\t"
-			 "jnz 1f\n\t"
-			 "xorl %%ebp, %%ebp\n\t" /* the outermost frame */
-			 "movq %%r9, %%rdi\n\t"
-			 "callq *%%r8\n\t"
-			 "hlt\n"
-			 "1:"
-			 : "=a"(ret)
-			 : "0"((long)SYS_clone3), "D"(args), "S"(sizeof *args), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "cc", "memory");
-	return ret;
-#elif defined(__aarch64__)
-	register long x8 __asm__("x8") = SYS_clone3;
-	register long x0 __asm__("x0") = (long)args;
-	register long x1 __asm__("x1") = sizeof *args;
-	register void *x10 __asm__("x10") = (void *)entry;
-	register void *x11 __asm__("x11") = arg;
-
-	__asm__ volatile("svc #0\n\t"
-			 "cbnz x0, 1f\n\t"
-			 "mov x29, xzr\n\t" /* the outermost frame */
-			 "mov x30, xzr\n\t"
-			 "mov x0, x11\n\t"
-			 "blr x10\n\t"
-			 "brk #0\n"
-			 "1:"
-			 : "+r"(x0)
-			 : "r"(x1), "r"(x8), "r"(x10), "r"(x11)
-			 : "cc", "memory");
-	return x0;
-#else
-#error "pinfold has a clone3 trampoline for x86-64 and aarch64; add this architecture's"
-#endif
-}
-
 /* exit_signal is 0: a child that fails before exec sends the host program no SIGCHLD and shows up in
  * none of its waits. exec makes it SIGCHLD again (de_thread() in fs/exec.c). */
-static long clone_born_inside(struct plan *p, char *stack, int *pidfd)
+static void clone_born_inside(struct plan *p)
 {
 	struct clone_args args = {0};
 
-	args.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_INTO_CGROUP;
-	args.pidfd = (uintptr_t)pidfd;
-	args.stack = (uintptr_t)stack;
+	args.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_INTO_CGROUP; /* the last one: Linux 5.7 */
+	args.pidfd = (uintptr_t)&p->pidfd;
+	args.stack = (uintptr_t)p->stack;
 	args.stack_size = CHILD_STACK;
 	args.cgroup = (uint64_t)p->cgroup;
-	return clone3_onto(&args, child, p);
+	p->pid = clone3_onto(&args, child, p);
 }
 
-static long clone_plainly(struct plan *p, char *stack, int *pidfd)
+static void clone_plainly(struct plan *p)
 {
 	/* clone(2) hands the pidfd out through the parent_tid argument (Linux 5.2). */
-	int pid = clone(child, stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD, p, pidfd);
+	int pid = clone(child, p->stack + CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_PIDFD, p, &p->pidfd);
 
-	return pid < 0 ? -errno : pid;
+	p->pid = pid < 0 ? -errno : pid;
 }
 
 /* A seccomp filter answers ENOSYS or EPERM; the delegation rules EACCES (cgroup-v2.rst, "Delegation
@@ -287,62 +234,65 @@ static int is_refusal(long err)
 	return err == -ENOSYS || err == -EPERM || err == -EACCES;
 }
 
-static int go_between(void *arg)
+static void bury(idtype_t type, int id)
 {
-	struct plan *p = arg;
+	siginfo_t info;
 
-	p->pid = clone_plainly(p, p->stack, &p->pidfd);
+	while (waitid(type, (id_t)id, &info, WEXITED | __WALL) < 0 && errno == EINTR)
+		;
+}
+
+static int __attribute__((noreturn)) go_between(void *arg)
+{
+	setsid(); /* so that no signal to our process group ever finds the orphan in it */
+	clone_plainly(arg);
 	for (;;)
 		syscall(SYS_exit_group, 0);
 }
 
 /* As a daemon forks twice. The one in between shares our fds, for the pidfd, and has neither an exit signal
  * nor an exec that would give it one: the host program does not hear of it. */
-static long clone_orphan(struct plan *p, char *stack, int *pidfd)
+static void clone_orphan(struct plan *p)
 {
-	siginfo_t info;
-	int between;
+	int between = clone(go_between, p->stack + 2 * CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_FILES, p);
 
-	p->stack = stack;
-	between = clone(go_between, stack + 2 * CHILD_STACK, CLONE_VM | CLONE_VFORK | CLONE_FILES, p);
 	if (between < 0)
-		return -errno;
-	while (waitid(P_PID, (id_t)between, &info, WEXITED | __WALL) < 0 && errno == EINTR)
-		;
-	*pidfd = p->pidfd;
-	return p->pid;
+		p->pid = -errno;
+	else
+		bury(P_PID, between);
 }
 
-static long launch(struct plan *p, int *pidfd)
+static void launch(struct plan *p)
 {
 	uint64_t all = ~0ULL, old;
-	long pid;
 	int dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
 	/* Not mmap: a fresh mapping costs the page faults and the TLB flush on each start. */
-	char *memory = malloc(2 * CHILD_STACK + 16), *stack = (char *)(((uintptr_t)memory + 15) & ~(uintptr_t)15);
+	char *memory = malloc(2 * CHILD_STACK + 16);
 
-	if (!memory)
-		return -ENOMEM;
+	if (!memory) {
+		p->pid = -ENOMEM;
+		return;
+	}
+	p->stack = (char *)(((uintptr_t)memory + 15) & ~(uintptr_t)15);
 	/* No handler of the host program may run in the child, on our memory. */
 	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &old, sizeof all);
-	pid = p->orphan ? clone_orphan(p, stack, pidfd) : clone_born_inside(p, stack, pidfd);
-	if (is_refusal(pid) && !p->orphan) {
+	if (p->orphan)
+		clone_orphan(p);
+	else
+		clone_born_inside(p);
+	if (is_refusal(p->pid) && !p->orphan) {
 		p->move = 1;
-		pid = clone_plainly(p, stack, pidfd);
+		clone_plainly(p);
 	}
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof old);
 	free(memory);
 	/* A change of uid makes the memory undumpable (commit_creds()), and that memory is ours too. */
 	if (p->uid >= 0 || p->gid >= 0)
 		prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0);
-	if (pid > 0 && p->error) {
-		siginfo_t info;
-
-		while (waitid(P_PIDFD, *pidfd, &info, WEXITED | __WALL) < 0 && errno == EINTR)
-			;
-		close(*pidfd);
+	if (p->pid > 0 && p->error) {
+		bury(P_PIDFD, p->pidfd);
+		close(p->pidfd);
 	}
-	return pid;
 }
 
 /* ---- from Python values to the plan ------------------------------------------------------------ */
@@ -376,15 +326,12 @@ PyDoc_STRVAR(spawn_doc,
 "Returns once it has been exec'ed, with (pid, pidfd, born_inside) appended to the list `born`.\n"
 "rlimits, groups: packed. Raises OSError(errno, step, path or None).");
 
-static PyObject *spawn(PyObject *self, PyObject *args)
+static PyObject *spawn(PyObject *Py_UNUSED(self), PyObject *args)
 {
 	struct plan p = {0};
 	PyObject *argv, *paths, *env, *born, *started, *result = NULL;
 	Py_ssize_t cwd_size;
-	long pid;
-	int pidfd = -1;
 
-	(void)self; /* the module has no state */
 	if (!PyArg_ParseTuple(args, "OOOz#(iii)ipiy#z#llpKpO!:spawn", &argv, &paths, &env, &p.cwd, &cwd_size, &p.fds[0],
 			      &p.fds[1], &p.fds[2], &p.cgroup, &p.new_session, &p.umask, &p.rlimits, &p.rlimits_size,
 			      &p.groups, &p.groups_size, &p.gid, &p.uid, &p.no_new_privs, &p.keep_ignored,
@@ -394,11 +341,11 @@ static PyObject *spawn(PyObject *self, PyObject *args)
 		goto out;
 
 	Py_BEGIN_ALLOW_THREADS
-	pid = launch(&p, &pidfd);
+	launch(&p);
 	Py_END_ALLOW_THREADS
 
-	if (pid < 0) {
-		p.error = (int)-pid;
+	if (p.pid < 0) {
+		p.error = (int)-p.pid;
 		p.failed_step = CLONE;
 	}
 	if (p.error) {
@@ -411,7 +358,7 @@ static PyObject *spawn(PyObject *self, PyObject *args)
 		}
 		goto out;
 	}
-	started = Py_BuildValue("liO", pid, pidfd, p.move ? Py_False : Py_True);
+	started = Py_BuildValue("liO", p.pid, p.pidfd, p.move ? Py_False : Py_True);
 	if (started && PyList_Append(born, started) == 0)
 		result = Py_NewRef(Py_None);
 	Py_XDECREF(started);

@@ -85,13 +85,13 @@ def spawn(command: Command, policy: Policy, cgroup: Cgroup, fds: tuple[int, int,
 
 
 def spawn_orphan(argv: list[bytes], env: list[bytes], fds: tuple[int, int, int]) -> tuple[int, int]:
-    """Start a process of our own beside the runs, in a session of its own, that is no child of the host program's.
+    """Start a process of our own beside the runs, in another session, that is no child of the host program's.
 
     Returns its pid and pidfd, the caller's to close. Its parent is init, or the next subreaper (which may be us).
     Raises OSError.
     """
     born: list[tuple[int, int, bool]] = []
-    _spawn(argv, [argv[0]], env, b"/", fds, -1, True, -1, _NO_CORE_FILES, None, -1, -1, True, 0, True, born)
+    _spawn(argv, [argv[0]], env, b"/", fds, -1, False, -1, _NO_CORE_FILES, None, -1, -1, True, 0, True, born)
     pid, pidfd, _ = born[0]
     return pid, pidfd
 
