@@ -23,10 +23,10 @@ from pinfold.errors import Error
 from pinfold.lease import sweep
 from pinfold.runs.fold import Fold
 
-ERRORS = tuple(
-    getattr(errno, name)
-    for name in "ENOSPC EMFILE ENFILE ENOMEM EAGAIN EIO EINTR EPERM EBUSY ENODEV".split()  # noqa: SIM905
-)
+ERRORS = (
+    errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EIO, errno.EINTR, errno.EPERM,
+    errno.EBUSY, errno.ENODEV,
+)  # fmt: skip
 _DEADLINE = 15.0 * SLOWNESS
 _GUARD_BOUND = 3.0 * SLOWNESS  # then it is a sweep's
 _DRY = 3

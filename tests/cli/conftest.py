@@ -307,20 +307,3 @@ def ask_here(cgroup2, monkeypatch, capsys):
         return (ended.value.code, *capsys.readouterr())
 
     return ask
-
-
-@pytest.fixture
-def delegated(cgroup2):
-    """A cgroup that belongs to uid 65534, as cgroup-v2.rst has it under "Delegation"."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to give a cgroup to uid 65534 and become it")
-    directory = cgroup2 / f"delegated-{time.monotonic_ns()}"
-    directory.mkdir()
-    for path in (directory, *(directory / f"cgroup.{name}" for name in ("procs", "threads", "subtree_control"))):
-        os.chown(path, 65534, 65534)
-    yield directory
-    end = time.monotonic() + 5
-    while directory.exists() and time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            directory.rmdir()
-    assert not directory.exists()

@@ -119,27 +119,6 @@ def host(cgroup2, tmp_path):
 
 
 @pytest.fixture
-def delegated(cgroup2):
-    """A cgroup that belongs to uid 65534, as cgroup-v2.rst has it under "Delegation"."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to give a cgroup to uid 65534 and become it")
-    directory = cgroup2 / f"delegated-{time.monotonic_ns()}"
-    directory.mkdir()
-    for path in (directory, *(directory / f"cgroup.{name}" for name in ("procs", "threads", "subtree_control"))):
-        os.chown(path, 65534, 65534)
-    yield directory
-    end = time.monotonic() + 1
-    while True:
-        try:
-            directory.rmdir()
-        except OSError:
-            if time.monotonic() < end:
-                continue
-            raise
-        return
-
-
-@pytest.fixture
 def end_of():
     """Kill what a negative control left alive, by pid (checked against pid reuse), and wait for its end."""
 

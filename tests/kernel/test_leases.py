@@ -242,8 +242,8 @@ class TestSweep:
             holder = start(SLEEP)
             holder.die()
             assert {one.action for one in swept()} <= {"removed"}
-            wait_until(lambda: not holder.base.exists(), "its removal")  # noqa: B023
-            wait_until(lambda: not alive(holder.guard), "the end of the guard")  # noqa: B023
+            wait_until(lambda base=holder.base: not base.exists(), "its removal")
+            wait_until(lambda guard=holder.guard: not alive(guard), "the end of the guard")
             assert not any(map(alive, holder.pids))
 
     def test_what_hides_is_found(self, start, unguard, compiled, villain, place, swept, alive):

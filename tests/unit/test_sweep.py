@@ -55,7 +55,7 @@ def killed(monkeypatch):
         return True
 
     monkeypatch.setattr(signals, "end_all", end_all)
-    monkeypatch.setattr(sweep, "_removed", lambda _cgroup, _bound: True)
+    monkeypatch.setattr(sweep.Cgroup, "remove_within", lambda _cgroup, _bound: True)
     return found
 
 
@@ -105,7 +105,7 @@ class TestWhatIsEnded:
     def test_what_cannot_be_emptied_is_said_to_be_left(self, sign, monkeypatch, swept):
         sign(FOLD, DEAD, holds="17")
         monkeypatch.setattr(signals, "end_all", lambda _cgroup, _bound: False)
-        monkeypatch.setattr(sweep, "_removed", lambda _cgroup, bound: bound > 0)
+        monkeypatch.setattr(sweep.Cgroup, "remove_within", lambda _cgroup, bound: bound > 0)
         assert swept() == [Swept(FOLD, "fold", "left", [17], [17], GONE)]
 
     def test_what_comes_to_life_before_it_is_held_is_not_touched(self, sign, killed, cgroups, monkeypatch):

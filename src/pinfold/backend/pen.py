@@ -9,7 +9,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 
 from pinfold.backend import Scope, Warden
@@ -27,23 +26,13 @@ from pinfold.result import Placement
 REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
 _LEASE_BOUND: Final = 1.0
 _LOOK: Final = 0.001
-_NONE: Final[Mapping[str, str]] = MappingProxyType({})
-
-
-def watch(guard: Guard, place: Place) -> None:
-    """Have a cgroup ended by the guard after us. Raises CgroupError where there is none."""
-    try:
-        if guard.pid:
-            guard.watch(place.directory)
-    except OSError as error:
-        raise CgroupError("start the guard of", place.path, error) from error
 
 
 class Pen:
     """A cgroup of ours with nothing in it but the cgroups of runs, all with the same controllers."""
 
     def __init__(self, above: Place, name: str, placement: Placement, guard: Guard, *,
-                 labels: Mapping[str, str] = _NONE, warden: Warden | None = None, own_unit: bool = False,
+                 labels: Mapping[str, str], warden: Warden | None = None, own_unit: bool = False,
                  spare: bool = False) -> None:  # fmt: skip
         """Make it in `above`, under the eyes of `guard`, and enable every controller that tells what was used.
 
@@ -64,7 +53,7 @@ class Pen:
         except OSError as error:
             raise CgroupError("open", above.directory, error) from error
         try:
-            watch(guard, self.place)
+            self._have_watched_by(guard)
             # From mkdir to the record nobody can tell whose it is: a gc waits for this lock.
             owner.hold(self._parent)
             # Nor can anybody else open it until we hold its lock, and so keep us from that.
@@ -87,10 +76,16 @@ class Pen:
 
     def guarded_by(self, guard: Guard) -> None:
         """Have another guard, and say so on record."""
-        watch(guard, self.place)
+        self._have_watched_by(guard)
         self._owner = self._owner._replace(guard=guard.pid)
         if self.signed:
             record.write(self._base.dir, record.OWNER, self._owner)
+
+    def _have_watched_by(self, guard: Guard) -> None:
+        try:
+            guard.watch(self.place.directory)
+        except OSError as error:
+            raise CgroupError("have a guard watch", self.place.path, error) from error
 
     def _sign(self) -> bool:
         if not owner.hold(self._base.dir, bound=_LEASE_BOUND):

@@ -79,6 +79,7 @@ class SystemdBackend:
         self._user, self._labels = os.geteuid() != 0, labels
         self._spare, self._scope_per_run, self._why = spare, scope_per_run, why
         self._slice = SLICE if slice_name is None else unit_name(slice_name, "slice")
+        self._swept = False
         self._homes: dict[str, _Home] = {}  # of single runs, by their ids
         self._fold: _Home | None = None
         outside = self._user and not within_user_manager()
@@ -97,7 +98,9 @@ class SystemdBackend:
               own_unit: bool = False) -> _Home:  # fmt: skip
         with Manager.connect(user=self._user) as manager:
             unit = ScopeUnit(manager, name, self._slice, description, properties, user=self._user, caller=caller)
-        sweep.beside(next(tree.above(unit.place)))
+        if not self._swept:  # for all its scopes at once: they are in one slice
+            self._swept = True
+            sweep.beside(next(tree.above(unit.place)))
         placement = Placement(self.name, unit.place.path, name, why=self._why)
         try:
             pen = Pen(unit.place, IN_SCOPE, placement, unit.watcher, labels=self._labels, warden=unit,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from typing import Final, Self
 
@@ -12,7 +13,8 @@ from pinfold.cgroup import accounts
 from pinfold.cgroup.files import DIRECTORY, Hierarchy, flat_keyed, reread, write
 from pinfold.errors import CgroupError
 
-_GONE: Final = (errno.ENOENT, errno.ENODEV)
+GONE: Final = (errno.ENOENT, errno.ENODEV)  # the cgroup was removed beneath us
+_LOOK: Final = 0.001
 _AT_THE_TOP: Final = "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached"
 
 _FILES: Final = (
@@ -75,7 +77,7 @@ class Cgroup:
         try:
             return reread(self._fds[file])
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return ""
             raise
 
@@ -110,7 +112,7 @@ class Cgroup:
         try:
             write(self._fds[file], f"{self.path}/{file}", value)
         except CgroupError as error:
-            if error.errno not in _GONE:
+            if error.errno not in GONE:
                 raise
 
     def pids(self) -> list[int]:
@@ -200,6 +202,15 @@ class Cgroup:
             return self._remove_all()
         return True
 
+    def remove_within(self, bound: float) -> bool:
+        """As `remove`, again and again for so many seconds: rmdir may trail `populated 0` (from Linux 6.19)."""
+        end = time.monotonic() + bound
+        while not self.remove():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_LOOK)  # nothing tells when it has become possible
+        return True
+
     def _remove_all(self) -> bool:
         try:
             if _children(self.dir):
@@ -208,7 +219,7 @@ class Cgroup:
                 os.rmdir(name, dir_fd=parent)
             os.rmdir(self._name, dir_fd=self._parent)
         except OSError as error:
-            if error.errno in _GONE:
+            if error.errno in GONE:
                 return not self._exists()
             if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
                 return False

@@ -99,7 +99,7 @@ def _named(name: str, folds: Sequence[Fold], everything: Sequence[Chosen]) -> li
     if name.startswith("/"):
         matches = [chosen for chosen in everything if chosen.run.place.path == name]
     elif _ID.fullmatch(start) is None:
-        raise UsageError(f"{name!r:.80} is no run and no fold: a run has an id of 16 hexadecimal digits")
+        raise NotChosenError(f"{name!r:.80}: there is no such run or fold")
     elif len(start) < _SHORTEST:
         raise UsageError(f"{name}: the beginning of a run's id has at least {_SHORTEST} digits")
     else:

@@ -14,7 +14,6 @@ from pinfold.cgroup.tree import Place
 from pinfold.cli.words import count, safe
 from pinfold.errors import Error
 from pinfold.lease import census, sweep
-from pinfold.lease.sweep import Swept
 
 _SLICE: Final = "pinfold.slice"
 _STOP_DEADLINE: Final = 5.0
@@ -39,13 +38,8 @@ def gc(*, dry_run: bool, as_json: bool) -> int:
 
 def _everything(top: Place, *, dry_run: bool) -> Iterator[dict[str, Any]]:
     for swept in sweep.sweep(top, dry_run=dry_run):
-        yield _facts(swept)
+        yield swept._asdict()
     yield from idle_slice(top, dry_run=dry_run)
-
-
-def _facts(swept: Swept) -> dict[str, Any]:
-    facts = swept._asdict()
-    return {name: facts[name] for name in ("cgroup", "what", "action", "pids", "left", "why")}
 
 
 def idle_slice(top: Place, *, dry_run: bool) -> Iterator[dict[str, Any]]:

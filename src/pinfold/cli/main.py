@@ -70,6 +70,9 @@ def main(argv: list[str] | None = None) -> Any:
     except click.ClickException as error:
         complain(_one_line(error))
         sys.exit(failed)
+    except errors.UsageError as error:
+        complain(str(error))
+        sys.exit(failed)
     except errors.Error as error:
         if lost:
             _own_fault(lost[0])

@@ -7,13 +7,11 @@ import errno
 import os
 from collections.abc import Iterator
 
-from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.group import GONE, Cgroup
 from pinfold.cgroup.tree import Place
 from pinfold.errors import CgroupError, Error
 from pinfold.lease import census
 from pinfold.lease.census import RUN_PREFIX, Fold
-
-_GONE = (errno.ENOENT, errno.ENODEV)
 
 
 @contextlib.contextmanager
@@ -57,7 +55,7 @@ def _opened(place: Place, base: int, name: str) -> Cgroup | None:
     try:
         return adopted(place, base, place.path, name)
     except CgroupError as error:
-        if error.errno in _GONE:
+        if error.errno in GONE:
             return None
         raise
 

@@ -6,15 +6,13 @@ Called by `pinfold gc`, by each opening of a fold for what lies beside it, and b
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import random
 import time
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from pinfold.cgroup import signals
-from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.group import GONE, Cgroup
 from pinfold.cgroup.tree import Place
 from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.lease import census, owner, record
@@ -25,11 +23,9 @@ GUARD: Final = "guard"  # the leaf of a scope that its guard is in
 KILL_BOUND: Final = 2.0  # seconds for each fold; what is left then is held by the kernel or a tracer, and for later
 _GUARD_BOUND: Final = 10.0
 _BESIDE_BOUND: Final = 0.1
-_BESIDE_AT_MOST: Final = 32  # folds; with hundreds of live ones each opening looks at some
+_BESIDE_AT_MOST: Final = 32  # folds; with hundreds of live ones each opening looks at others of them
 _REMOVE_BOUND: Final = 1.0
-_LOOK: Final = 0.001
 _PREFIX: Final = "pinfold-"
-_GONE: Final = (errno.ENOENT, errno.ENODEV)
 
 
 class Swept(NamedTuple):
@@ -77,7 +73,8 @@ def beside(place: Place) -> None:
     with contextlib.suppress(OSError, Error):
         names = [name for name in os.listdir(place.directory) if name.startswith(_PREFIX)]
         end = time.monotonic() + _BESIDE_BOUND
-        for name in names if len(names) <= _BESIDE_AT_MOST else random.sample(names, _BESIDE_AT_MOST):
+        first = time.monotonic_ns() % max(1, len(names))
+        for name in (names[first:] + names[:first])[:_BESIDE_AT_MOST]:
             at = census.child(place, name)
             fold = census.fold_at(census.child(at, census.IN_SCOPE) if name.endswith(".scope") else at)
             if fold is not None and fold.unsigned:
@@ -115,12 +112,12 @@ def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, 
                 return
             emptied = signals.end_all(cgroup, bound)
             left = [] if emptied else cgroup.pids()
-            removed = _removed(cgroup, _REMOVE_BOUND if emptied else 0)
+            removed = cgroup.remove_within(_REMOVE_BOUND if emptied else 0)
             yield Swept(place.path, what, "removed" if removed else "left", pids, left, why)
         finally:
             cgroup.close()
     except CgroupError as error:
-        if error.errno not in _GONE:  # else another sweep, or its guard, was quicker
+        if error.errno not in GONE:  # else another sweep, or its guard, was quicker
             yield Swept(place.path, what, "left", [], [], f"{why}; {error}")
     finally:
         os.close(parent)
@@ -135,15 +132,6 @@ def _is_abandoned(place: Place, directory: int, what: Literal["fold", "run"]) ->
         return data is not None and record.Run.parse(data).quarantined
     except record.MalformedError:  # since we looked
         return False
-
-
-def _removed(cgroup: Cgroup, bound: float) -> bool:
-    end = time.monotonic() + bound
-    while not cgroup.remove():
-        if time.monotonic() > end:
-            return False
-        time.sleep(_LOOK)
-    return True
 
 
 def _remove_unused(fold: Fold, *, dry_run: bool) -> Swept | None:
@@ -189,6 +177,6 @@ def _end_guard(fold: Fold) -> None:
             guard = Cgroup(fold.place.hierarchy, parent, os.path.dirname(fold.place.path), GUARD)
             try:
                 signals.end_all(guard, _REMOVE_BOUND)
-                _removed(guard, _REMOVE_BOUND)
+                guard.remove_within(_REMOVE_BOUND)
             finally:
                 guard.close()

@@ -44,5 +44,5 @@ def _end(run: Supervision, until: float) -> None:
             cgroup.freeze(False)
             time.sleep(_LOOK)
         run.emptied = run.reaped() and not cgroup.populated()
-        run.remove_within(REMOVE_BOUND if run.emptied else 0)
+        run.removed = cgroup.remove_within(REMOVE_BOUND if run.emptied else 0)
     run.release()

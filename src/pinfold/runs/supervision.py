@@ -352,17 +352,8 @@ class Supervision:
         self.ceilings.reckon(self.accounts, stall=self.life.cause is Event.STALLED)
 
     def _remove(self) -> None:
-        self.remove_within(REMOVE_BOUND if self.emptied else 0)
+        self.removed = self.scope.cgroup.remove_within(REMOVE_BOUND if self.emptied else 0)
         self.release()
-
-    def remove_within(self, bound: float) -> None:
-        """Remove the cgroup, in so many seconds if it is not to be removed at once."""
-        cgroup = self.scope.cgroup
-        self.removed = cgroup.remove()
-        end = time.monotonic() + bound
-        while not self.removed and time.monotonic() < end:
-            time.sleep(_LOOK_FIRST)
-            self.removed = cgroup.remove()
 
     def release(self) -> None:
         """Close what is ours; once more is no harm."""
