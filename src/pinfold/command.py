@@ -6,8 +6,9 @@ import grp
 import os
 import pwd
 import re
+import signal
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pinfold.errors import UsageError
 
@@ -21,11 +22,42 @@ class Identity(NamedTuple):
     gid: int | None = None
     groups: tuple[int, ...] | None = None
 
+    @property
+    def changes(self) -> bool:
+        """Whether it is another user, or another group."""
+        return self.uid is not None or self.gid is not None
+
+
+class Attributes(NamedTuple):
+    """What a command inherits, and what it does not (posix_spawnattr_init(3) has the field's word).
+
+    new_session: a session of its own (setsid(2)), so no terminal. process_group: a process group; 0: a new one.
+    umask: None: the caller's. core_files: whether it may leave core files (RLIMIT_CORE).
+    keep_ignored: signals that stay ignored if they are ignored here; all others are reset, and none is blocked.
+    reset_signals: only these are reset, all others stay ignored or blocked as they are here; None: see keep_ignored.
+    keep_fds: the descriptors above 2 that it gets; None: those that are inheritable (PEP 446).
+    """
+
+    new_session: bool = True
+    process_group: int | None = None
+    umask: int | None = 0o022
+    core_files: bool = False
+    keep_ignored: tuple[int, ...] = ()
+    reset_signals: tuple[int, ...] | None = None
+    keep_fds: tuple[int, ...] | None = ()
+
+
+PLAIN: Final = Attributes()
+# What `subprocess` gives: the caller's session, umask, signals and limits. Python itself ignores SIGPIPE and SIGXFSZ.
+TRANSPARENT: Final = Attributes(
+    new_session=False, umask=None, core_files=True, reset_signals=(signal.SIGPIPE, signal.SIGXFSZ)
+)
+
 
 class Command(NamedTuple):
-    """argv, environment, directory and user of a command.
+    """argv, environment, directory, user and attributes of a command.
 
-    Everything is bytes, as file names and arguments are.
+    Everything is bytes, as file names and arguments are. `program` is what is executed, argv[0] unless it was said.
     """
 
     argv: list[bytes]
@@ -33,6 +65,8 @@ class Command(NamedTuple):
     path: bytes
     cwd: bytes | None
     identity: Identity
+    attributes: Attributes
+    program: bytes
 
     @classmethod
     def of(
@@ -43,20 +77,24 @@ class Command(NamedTuple):
         cwd: Any = None,
         user: str | int | None = None,
         group: str | int | None = None,
+        attributes: Attributes = PLAIN,
     ) -> Command:
         """Check and convert. Raises UsageError, naming the element that is wrong."""
         variables, lines = _own_environment() if env is None else _lines(_environment(env))
+        arguments = _argv(argv)
         return cls(
-            _argv(argv),
+            arguments,
             lines,
             variables[b"PATH"] if b"PATH" in variables else os.fsencode(os.defpath),
             None if cwd is None else _bytes(cwd, "cwd"),
             _NOBODY_ELSE if user is None and group is None else _identity(user, group),
+            attributes,
+            arguments[0],
         )
 
     def candidates(self) -> list[bytes]:
         """The files to try, as execvp(3) does, on the PATH of the command's own environment."""
-        program = self.argv[0]
+        program = self.program
         if b"/" in program:
             return [program]
         # An empty element means the current directory (POSIX, "PATH").

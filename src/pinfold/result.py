@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from pinfold.policy import Guarantee
-
+Guarantee = Literal["enforced", "cooperative"]
 Outcome = Literal[
     "exited", "signaled", "timed_out", "idle_timed_out", "cpu_timed_out", "oom_killed", "output_exceeded", "canceled",
     "spawn_failed", "lost",
@@ -90,6 +88,8 @@ class Receipt(NamedTuple):
     `stray_processes` names the first. `kill_rounds` is 0 where nothing was left to kill. `kill_to_empty_usec` runs
     from the first kill to `populated 0`. `pipe_held`: a process outside the cgroup still held an end of an output
     pipe; it was closed. `stuck_pids`: what could not be killed within the bound. `removed`: the cgroup is gone.
+    `unlisted_cgroups`: so many cgroups that the command made were not looked into for strays, as that took too long;
+    all of them were killed.
     `escaped_processes`: had left the cgroup, were found by their descent and killed (the command line only).
     `stuck_processes`: what is known of those in `stuck_pids`; `pinfold gc` removes what is left of the run later.
     """
@@ -105,6 +105,7 @@ class Receipt(NamedTuple):
     removed: bool
     escaped_processes: list[Stray]
     stuck_processes: list[Stuck]
+    unlisted_cgroups: int = 0
 
 
 class Placement(NamedTuple):
@@ -139,8 +140,24 @@ class Events(NamedTuple):
     stall: bool = False
 
 
-_NOT_COUNTED = Stream()
-_NOT_MEASURED = Usage()
+# What a Result is asked for later.
+_LATE = frozenset({"argv", "stdout_stream", "stderr_stream", "usage", "events", "limits", "receipt", "placement",
+                   "error", "limit_hit"})  # fmt: skip
+
+
+class Late(Protocol):
+    """Where a Result gets what it is asked for later, if ever: a method for each field, called at most once."""
+
+    def argv(self) -> list[str]: ...
+    def stdout_stream(self) -> Stream: ...
+    def stderr_stream(self) -> Stream: ...
+    def usage(self) -> Usage: ...
+    def events(self) -> dict[str, Any]: ...
+    def limits(self) -> dict[str, dict[str, Any]]: ...
+    def receipt(self) -> Receipt: ...
+    def placement(self) -> Placement: ...
+    def error(self) -> dict[str, Any] | None: ...
+    def limit_hit(self) -> float | None: ...
 
 
 class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
@@ -149,15 +166,28 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
     `returncode` is negative for a signal, and None if there is none: nothing was started, or the host program took
     the status away (outcome `lost`). `stdout` and `stderr` are None unless captured; what was written to them is
     counted in `stdout_stream` and `stderr_stream`. `duration` is in seconds, `started_at` in seconds since 1970.
-    `limit_hit` is the time limit, in seconds, that ended it. `events`: see Events. `limits` has three tables: `asked`,
-    `applied` as the kernel read them back, and `missing`, the reasons for those that a best effort did without.
+    `limit_hit` is the time limit, in seconds, that ended it. `events`: the fields of Events. `limits` has three tables:
+    `asked`, `applied` as the kernel read them back, and `missing`, the reasons for those that a best effort did without.
+
+    Most runs are only asked for their status and output, so all else is put into words when it is first asked for.
     """
 
     __slots__ = (
-        "_usage", "args", "argv", "duration", "error", "events", "guarantee", "limit_hit", "limits", "outcome", "pid",
+        "_late", "args", "argv", "duration", "error", "events", "guarantee", "limit_hit", "limits", "outcome", "pid",
         "placement", "receipt", "returncode", "run_id", "started_at", "stderr", "stderr_stream", "stdout",
-        "stdout_stream",
+        "stdout_stream", "usage",
     )  # fmt: skip
+
+    argv: list[str]
+    stdout_stream: Stream
+    stderr_stream: Stream
+    usage: Usage
+    events: dict[str, Any]
+    limits: dict[str, dict[str, Any]]
+    receipt: Receipt
+    placement: Placement
+    error: dict[str, Any] | None
+    limit_hit: float | None
 
     def __init__(
         self,
@@ -167,49 +197,38 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
         returncode: int | None,
         pid: int | None,
         run_id: str,
-        argv: list[str],
         started_at: float,
         duration: float,
-        stdout: Any = None,
-        stderr: Any = None,
-        stdout_stream: Stream = _NOT_COUNTED,
-        stderr_stream: Stream = _NOT_COUNTED,
-        usage: Usage | Callable[[], Usage] = _NOT_MEASURED,
-        receipt: Receipt,
-        placement: Placement,
+        stdout: Any,
+        stderr: Any,
         guarantee: Guarantee,
-        error: dict[str, Any] | None = None,
-        limit_hit: float | None = None,
-        events: Events | None = None,
-        limits: dict[str, dict[str, Any]] | None = None,
+        late: Late,
     ) -> None:
         self.args = args
         self.outcome: Outcome = outcome
         self.returncode = returncode
         self.pid = pid
         self.run_id = run_id
-        self.argv = argv
         self.started_at = started_at
         self.duration = duration
         self.stdout = stdout
         self.stderr = stderr
-        self.stdout_stream = stdout_stream
-        self.stderr_stream = stderr_stream
-        self._usage = usage
-        self.events = (events or Events())._asdict()
-        self.limits = limits or {"asked": {}, "applied": {}, "missing": {}}
-        self.receipt = receipt
-        self.placement = placement
         self.guarantee: Guarantee = guarantee
-        self.error = error
-        self.limit_hit = limit_hit
+        self._late = late
 
-    @property
-    def usage(self) -> Usage:
-        """What the whole tree used; parsed when it is first asked for, as most runs never are."""
-        if not isinstance(self._usage, Usage):
-            self._usage = self._usage()
-        return self._usage
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Called for a slot that has no value yet."""
+            if name not in _LATE:
+                raise AttributeError(f"'Result' object has no attribute {name!r}")
+            value = getattr(self._late, name)()
+            setattr(self, name, value)
+            return value
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """All of it in words: what they are made of has descriptors."""
+        return None, {name: getattr(self, name) for name in self.__slots__ if name != "_late"}
 
     @property
     def ok(self) -> bool:
@@ -255,7 +274,7 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
         return json.dumps(self.to_dict(), indent=indent)
 
     def __eq__(self, other: object) -> bool:
-        names = ("usage" if name == "_usage" else name for name in self.__slots__)
+        names = (name for name in self.__slots__ if name != "_late")
         return isinstance(other, Result) and all(getattr(self, name) == getattr(other, name) for name in names)
 
     def __repr__(self) -> str:

@@ -25,7 +25,7 @@ class Asked(NamedTuple):
     description: str = ""
 
 
-class Warden(Protocol):
+class Revocable(Protocol):
     """Who keeps a systemd scope for us, and ends when the manager takes it away."""
 
     @property
@@ -55,7 +55,7 @@ class Scope(NamedTuple):
     place: Place
     controllers: frozenset[str]
     above: CgroupsAbove | None = None
-    warden: Warden | None = None
+    revocable: Revocable | None = None
     own_unit: str | None = None
 
 
@@ -90,7 +90,7 @@ class Backend(Protocol):
         """Called while a command runs: a good moment to make the next cgroup."""
         ...
 
-    def give_back(self, scope: Scope, *, removed: bool) -> None:
+    def release(self, scope: Scope, *, removed: bool) -> None:
         """The run is over, and its cgroup removed or to be removed later; what was made for it alone goes as well."""
         ...
 

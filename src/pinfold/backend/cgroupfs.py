@@ -95,7 +95,7 @@ class CgroupfsBackend:
         """See Backend."""
         self._pen.prepare()
 
-    def give_back(self, scope: Scope, *, removed: bool) -> None:
+    def release(self, scope: Scope, *, removed: bool) -> None:
         """Nothing was made for one run alone."""
         if not removed:
             self._pen.quarantine(scope)

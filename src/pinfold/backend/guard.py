@@ -19,8 +19,8 @@ import sys
 import weakref
 from typing import Final
 
-from pinfold.cgroup.files import clear_of_stdio
-from pinfold.spawn.plan import spawn_orphan
+from pinfold.fds import clear_of_stdio
+from pinfold.spawn.start import start_orphan
 
 # A shell, as its private memory is a quarter of a megabyte, and it starts in half a millisecond. Signals for all of a
 # unit, a session or a group are not for it. Where it cannot fork (RLIMIT_NPROC, pids.max: what it is to end may have
@@ -63,8 +63,8 @@ class Guard:
             _guards.add(self)
             null = clear_of_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             path = os.fsencode("PATH=" + os.defpath)
-            self.pid, fd = spawn_orphan([b"/bin/sh", *map(os.fsencode, words)], [path], (reads, null, null))
-            self.fd = clear_of_stdio(fd)
+            child = start_orphan([b"/bin/sh", *map(os.fsencode, words)], [path], (reads, null, null))
+            self.pid, self.fd = child.pid, child.take_pidfd()
         except BaseException:
             self.end()
             raise

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from pinfold.backend import Scope, Warden
+from pinfold.backend import Scope, Revocable
 from pinfold.backend.guard import Guard
 from pinfold.cgroup import control
 from pinfold.cgroup.group import Cgroup
@@ -32,17 +32,17 @@ class Pen:
     """A cgroup of ours with nothing in it but the cgroups of runs, all with the same controllers."""
 
     def __init__(self, above: Place, name: str, placement: Placement, guard: Guard, *,
-                 labels: Mapping[str, str], warden: Warden | None = None, own_unit: bool = False,
+                 labels: Mapping[str, str], revocable: Revocable | None = None, own_unit: bool = False,
                  spare: bool = False) -> None:  # fmt: skip
         """Make it in `above`, under the eyes of `guard`, and enable every controller that tells what was used.
 
-        `placement`: as the Results will have it, but for the cgroup. `labels`: for the owner record. `warden`,
+        `placement`: as the Results will have it, but for the cgroup. `labels`: for the owner record. `revocable`,
         `own_unit`: see Scope. `spare`: make the cgroup of the next run while one is running, which takes mkdir off its
         path. Raises CgroupError.
         """
         self.place = Place(os.path.join(above.directory, name), f"{above.path.rstrip('/')}/{name}", above.hierarchy)
         self._hierarchy, self._placement, self.signed = above.hierarchy, placement, False
-        self._warden, self._own_unit, self._spare = warden, above.path if own_unit else None, spare
+        self._revocable, self._own_unit, self._spare = revocable, above.path if own_unit else None, spare
         self._spares: deque[Scope] = deque()  # its own methods are atomic
         self._quarantined: deque[str] = deque()  # names of runs that are over, and could not be emptied
         self._above: CgroupsAbove | None = None
@@ -120,7 +120,7 @@ class Pen:
         run_id, path = os.urandom(8).hex(), self.place.path
         cgroup = Cgroup.make(self._hierarchy, self._base.dir, path, RUN_PREFIX + run_id, self.controllers)
         placement = self._placement._replace(cgroup=cgroup.path)
-        return Scope(run_id, cgroup, placement, self.place, self.controllers, self._above, self._warden, self._own_unit)
+        return Scope(run_id, cgroup, placement, self.place, self.controllers, self._above, self._revocable, self._own_unit)
 
     def quarantine(self, scope: Scope) -> None:
         """Take note of a run that is over and could not be removed, for others too: its cgroup says so."""
@@ -153,7 +153,8 @@ class Pen:
         if now - self._killed_at < KILL_ROUND:
             self._base.kill()
         else:
-            kill_each(self._base)
+            for _ in kill_each(self._base):
+                pass
 
     def close(self, *, forked: bool = False) -> bool:
         """Remove all that is left; what cannot be emptied stays, and its record says that it is for others to end.

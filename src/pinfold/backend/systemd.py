@@ -103,7 +103,7 @@ class SystemdBackend:
             sweep.beside(next(tree.above(unit.place)))
         placement = Placement(self.name, unit.place.path, name, why=self._why)
         try:
-            pen = Pen(unit.place, IN_SCOPE, placement, unit.watcher, labels=self._labels, warden=unit,
+            pen = Pen(unit.place, IN_SCOPE, placement, unit.watcher, labels=self._labels, revocable=unit,
                       own_unit=own_unit, spare=self._spare and not own_unit)  # fmt: skip
         except BaseException:
             unit.release()
@@ -162,7 +162,7 @@ class SystemdBackend:
         if self._fold is not None:
             self._fold.pen.prepare()
 
-    def give_back(self, scope: Scope, *, removed: bool) -> None:
+    def release(self, scope: Scope, *, removed: bool) -> None:
         """Let go of the scope that was this run's own."""
         home = self._homes.pop(scope.run_id, None)
         if home is not None:

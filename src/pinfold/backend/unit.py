@@ -39,7 +39,7 @@ Property = tuple[str, tuple[str, Any]]
 
 
 class ScopeUnit:
-    """A scope that we started; a Warden."""
+    """A scope that we started; a Revocable."""
 
     def __init__(self, manager: Manager, name: str, slice_name: str, description: str, properties: list[Property], *,
                  user: bool, caller: bool = False) -> None:  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Final
 from pinfold.cgroup.files import flat_keyed, nested_keyed, number, stall_usec
 from pinfold.result import Pressure, Usage
 
-_ALWAYS: Final = ("cpu.stat", "cpu.pressure", "memory.pressure", "io.pressure")  # PSI: Linux 4.20
+_ALWAYS: Final = ("cpu.stat",)
+_PRESSURE: Final = ("cpu.pressure", "memory.pressure", "io.pressure")  # Linux 4.20
 _OF_CONTROLLERS: Final = {
     "memory": ("memory.peak", "memory.events", "memory.events.local", "memory.swap.peak"),  # 5.19, 4.2, 5.2, 6.5
     "pids": ("pids.peak", "pids.events"),  # 6.1, 4.11
@@ -16,12 +17,13 @@ _OF_CONTROLLERS: Final = {
 _PARTS: Final = ("anon", "file", "shmem", "kernel")  # of memory.stat; `kernel` since 5.18
 
 
-def files(controllers: frozenset[str]) -> tuple[str, ...]:
+def files(controllers: frozenset[str], *, pressure: bool) -> tuple[str, ...]:
     """The names of the files to read where these controllers are enabled; an older kernel may not have them all."""
+    always = _ALWAYS + _PRESSURE if pressure else _ALWAYS
     if not controllers:
-        return _ALWAYS
+        return always
     of_controllers = (names for controller, names in _OF_CONTROLLERS.items() if controller in controllers)
-    return sum(of_controllers, _ALWAYS)
+    return sum(of_controllers, always)
 
 
 def usage(texts: dict[str, str], parts: dict[str, int] | None = None) -> Usage:

@@ -7,25 +7,15 @@ nothing mounted over a path, can lead a privileged write elsewhere.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from typing import Final
 
 from pinfold.errors import CgroupError, UsageError
+from pinfold.fds import clear_of_stdio
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 _ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _PAGE: Final = 4096  # kernfs hands out at most a page per read; a larger buffer costs more than the read itself
-
-
-def clear_of_stdio(fd: int) -> int:
-    """Move an fd that landed on 0-2 (ours were closed) out of the way: commands inherit those numbers."""
-    if fd > 2:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    finally:
-        os.close(fd)
 
 
 class Hierarchy:

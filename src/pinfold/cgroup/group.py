@@ -12,27 +12,25 @@ from typing import Final, Self
 from pinfold.cgroup import accounts
 from pinfold.cgroup.files import DIRECTORY, Hierarchy, flat_keyed, reread, write
 from pinfold.errors import CgroupError
+from pinfold.units import INFINITY
 
 GONE: Final = (errno.ENOENT, errno.ENODEV)  # the cgroup was removed beneath us
 _LOOK: Final = 0.001
 _AT_THE_TOP: Final = "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached"
 
-_FILES: Final = (
-    ("cgroup.events", os.O_RDONLY),
-    ("cgroup.kill", os.O_WRONLY),
-    ("cgroup.procs", os.O_RDONLY),
-    ("cgroup.freeze", os.O_WRONLY),
-)
+# Held from the start: what ends it, and tells that it is over. Others are opened when they are needed.
+_HELD: Final = (("cgroup.events", os.O_RDONLY), ("cgroup.kill", os.O_WRONLY))
 
 
 class Cgroup:
-    """A cgroup of ours, held by fds that were opened before anything ran in it.
+    """A cgroup of ours, held by three fds that were opened before anything ran in it.
 
-    A command that owns its cgroup's files can `chmod 000` them; what is open stays open. `dir` is the directory,
-    `path` the name as /proc/PID/cgroup writes it. `controllers` are those enabled for it.
+    A command that owns its cgroup's files can `chmod 000` them. What is open stays open; the other files are ours to
+    give the permissions back to. `dir` is the directory, `path` the name as /proc/PID/cgroup writes it. `controllers`
+    are those enabled for it.
     """
 
-    __slots__ = ("_controllers", "_fds", "_hierarchy", "_name", "_parent", "dir", "path")
+    __slots__ = ("_controllers", "_fds", "_hierarchy", "_name", "_parent", "_removing", "dir", "path")
 
     def __init__(self, hierarchy: Hierarchy, parent: int, parent_path: str, name: str,
                  controllers: frozenset[str] = frozenset()) -> None:  # fmt: skip
@@ -41,9 +39,10 @@ class Cgroup:
         self.path = f"{parent_path}/{name}"
         self.dir = -1
         self._fds: dict[str, int] = {}
+        self._removing: Iterator[None] | None = None
         try:
             self.dir = hierarchy.open(parent, name, DIRECTORY)
-            for file, flags in _FILES:
+            for file, flags in _HELD:
                 self._fds[file] = hierarchy.open(self.dir, file, flags)
         except OSError as error:
             self.close()
@@ -96,7 +95,11 @@ class Cgroup:
 
     def freeze(self, frozen: bool) -> None:
         """Stop everything in it, or let it go on (cgroup.freeze, Linux 5.2). Does not wait until all are stopped."""
-        self._write("cgroup.freeze", "1" if frozen else "0")
+        try:
+            self.set("cgroup.freeze", "1" if frozen else "0")
+        except CgroupError as error:
+            if error.errno not in GONE:
+                raise
 
     def frozen(self) -> bool:
         """Whether all its processes have come to a stop."""
@@ -117,18 +120,46 @@ class Cgroup:
 
     def pids(self) -> list[int]:
         """The processes in it and below; 0 stands for one outside our pid namespace."""
-        found = self._pids_of(self._fds["cgroup.procs"], self.dir)
+        return self.list_pids(INFINITY)[0]
+
+    def list_pids(self, until: float) -> tuple[list[int], int]:
+        """The processes in it and below, and how many cgroups below were not looked into: the time was up.
+
+        `until`: on the monotonic clock. A command can make more cgroups than can be read in time.
+        """
+        found: list[int] = []
+        looked = unlisted = 0
         with contextlib.suppress(OSError):  # what cannot be listed is still killed, from the top
-            if _children(self.dir):
-                os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
+            found = self._pids_in(self.dir)
             for _parent, _name, directory in self._below():
+                looked += 1
                 with contextlib.suppress(OSError):
-                    procs = self._hierarchy.open(directory, "cgroup.procs", os.O_RDONLY)
-                    try:
-                        found += self._pids_of(procs, directory)
-                    finally:
-                        os.close(procs)
-        return list(dict.fromkeys(found))  # a process can have threads in more than one
+                    found += self._pids_in(directory)
+                if time.monotonic() >= until:
+                    unlisted = max(0, self._descendants() - looked)
+                    break
+        return list(dict.fromkeys(found)), unlisted  # a process can have threads in more than one
+
+    def _pids_in(self, directory: int) -> list[int]:
+        procs = self._open_ours(directory, "cgroup.procs", os.O_RDONLY)
+        try:
+            return self._pids_of(procs, directory)
+        finally:
+            os.close(procs)
+
+    def _descendants(self) -> int:
+        """How many cgroups are below it (cgroup.stat, Linux 4.14)."""
+        return flat_keyed(self.read("cgroup.stat") or "").get("nr_descendants", 0)
+
+    def _open_ours(self, directory: int, file: str, flags: int) -> int:
+        """Open a file that the command may have taken the permissions from, as our uid: ours to give back."""
+        try:
+            return self._hierarchy.open(directory, file, flags)
+        except PermissionError:
+            os.chmod(directory, 0o755)
+            # By its name, as nothing can be opened; in cgroup2 there are no symlinks to follow.
+            os.chmod(file, 0o644, dir_fd=directory)
+            return self._hierarchy.open(directory, file, flags)
 
     def _pids_of(self, procs: int, directory: int) -> list[int]:
         try:
@@ -146,29 +177,27 @@ class Cgroup:
             return threads  # the leaders' numbers are those of their processes, the others are nobody's
         return sorted({_process_of(thread) for thread in threads} - {0})
 
-    def open_accounts(self) -> None:
-        """Open the files that `read_accounts` reads, each where it exists: while the command runs, it costs no time."""
-        for name in accounts.files(self._controllers):
-            try:
-                self._fds[name] = self._hierarchy.open(self.dir, name, os.O_RDONLY)
-            except OSError:
-                continue
+    def hold(self, file: str) -> None:
+        """Open one of its files for reading now: while the command runs, it costs no time."""
+        self._fds[file] = self._hierarchy.open(self.dir, file, os.O_RDONLY)
 
-    def read_accounts(self) -> dict[str, str]:
-        """The texts of the accounting files, by name: what the tree used until now. See `accounts.usage`."""
+    def read_accounts(self, *, pressure: bool = True) -> dict[str, str]:
+        """The texts of the accounting files, by name: what the tree used until now. See `accounts.usage`.
+
+        `pressure`: those of PSI too, which take as long to read as all others together.
+        """
         texts = {}
-        for name in accounts.files(self._controllers):
-            try:
-                texts[name] = reread(self._fds[name])
-            except (KeyError, OSError):  # PSI files can be there and refuse (EOPNOTSUPP) when accounting is off
-                continue
+        for name in accounts.files(self._controllers, pressure=pressure):
+            text = self.read(name)
+            if text is not None:
+                texts[name] = text
         return texts
 
     def set(self, file: str, text: str) -> str:
         """Write one of its files, and return what the kernel says it holds now. Raises CgroupError."""
         name = f"{self.path}/{file}"
         try:
-            fd = self._hierarchy.open(self.dir, file, os.O_RDWR)
+            fd = self._open_ours(self.dir, file, os.O_RDWR)
         except OSError as error:
             raise CgroupError("open", name, error, text) from error
         try:
@@ -178,53 +207,71 @@ class Cgroup:
             os.close(fd)
 
     def read(self, file: str) -> str | None:
-        """The text of one of its files; None if there is no such file, or it cannot be read."""
+        """The text of one of its files. None: there is no such file, or it refuses (PSI when accounting is off)."""
+        fd = self._fds.get(file, -1)
+        held = fd >= 0
         try:
-            fd = self._hierarchy.open(self.dir, file, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
+            if not held:
+                fd = self._open_ours(self.dir, file, os.O_RDONLY)
             return reread(fd)
         except OSError:
             return None
         finally:
-            os.close(fd)
+            if not held and fd >= 0:
+                os.close(fd)
 
     def cpu_usec(self) -> int:
         """CPU time of the tree so far, in microseconds (cpu.stat, with or without the cpu controller)."""
-        return flat_keyed(self._reread("cpu.stat")).get("usage_usec", 0)
+        return flat_keyed(self.read("cpu.stat") or "").get("usage_usec", 0)
 
     def remove(self) -> bool:
         """rmdir it and everything the command made below it. False: something is still in it; try again."""
-        try:
-            os.rmdir(self._name, dir_fd=self._parent)
-        except OSError:
-            return self._remove_all()
-        return True
+        return self.remove_until(INFINITY)
 
-    def remove_within(self, bound: float) -> bool:
-        """As `remove`, again and again for so many seconds: rmdir may trail `populated 0` (from Linux 6.19)."""
-        end = time.monotonic() + bound
-        while not self.remove():
-            if time.monotonic() >= end:
-                return False
-            time.sleep(_LOOK)  # nothing tells when it has become possible
-        return True
-
-    def _remove_all(self) -> bool:
+    def remove_until(self, until: float) -> bool:
+        """As `remove`, but only until then (monotonic clock). False: try again; it goes on where it was."""
+        if self._rmdir():
+            return True
+        if self._removing is None:
+            self._removing = self._remove_below()
         try:
-            if _children(self.dir):
-                os.chmod(self.dir, 0o755)  # the command may have taken it away, as our uid
-            for parent, name, _directory in self._below():
-                os.rmdir(name, dir_fd=parent)
-            os.rmdir(self._name, dir_fd=self._parent)
+            for _ in self._removing:
+                if time.monotonic() >= until:
+                    return False
+            self._removing = None
+            return self._rmdir()
         except OSError as error:
+            self._removing = None
             if error.errno in GONE:
                 return not self._exists()
             if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
                 return False
             raise CgroupError("rmdir", self.path, error) from error
+
+    def remove_within(self, bound: float) -> bool:
+        """As `remove`, again and again for so many seconds: rmdir may trail `populated 0` (from Linux 6.19)."""
+        end = time.monotonic() + bound
+        while not self.remove_until(end):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(_LOOK)  # nothing tells when it has become possible
         return True
+
+    def _rmdir(self) -> bool:
+        try:
+            os.rmdir(self._name, dir_fd=self._parent)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                raise CgroupError("rmdir", self.path, error) from error
+            return False
+        return True
+
+    def _remove_below(self) -> Iterator[None]:
+        for parent, name, _directory in self._below():
+            os.rmdir(name, dir_fd=parent)
+            yield
 
     def _exists(self) -> bool:
         try:
@@ -241,6 +288,8 @@ class Cgroup:
         names: list[str] = []
         here = os.dup(self.dir)
         try:
+            if _children(here):
+                os.chmod(here, 0o755)  # the command may have taken it away, as our uid
             waiting = [_children(here)]
             while True:
                 if waiting[-1]:
@@ -281,7 +330,10 @@ class Cgroup:
             self.close()
 
     def close(self) -> None:
-        """Close all fds; the cgroup stays."""
+        """Close all fds; the cgroup stays. Idempotent."""
+        removing, self._removing = self._removing, None
+        if removing is not None:
+            removing.close()  # type: ignore[attr-defined]
         for name, fd in self._fds.items():
             if fd >= 0:
                 self._fds[name] = -1  # before it is closed: an exception in between must not close it twice

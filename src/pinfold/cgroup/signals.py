@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from pinfold.cgroup.group import Cgroup
@@ -31,10 +32,11 @@ def freeze(cgroup: Cgroup) -> None:
         poll.poll(_FREEZE_BOUND_MS)
 
 
-def signal_all(cgroup: Cgroup, number: int, rounds: int = 3, but: int | None = None) -> None:
+def signal_each(cgroup: Cgroup, number: int, rounds: int = 3, but: int | None = None) -> Iterator[None]:
     """Send a signal to every process of the tree `but` one, by pidfds that were checked to be still of it.
 
-    More than one round, as a process may fork between the reading and the signal.
+    Goes on with each step of the iterator. More than one round, as a process may fork between the reading and the
+    signal.
     """
     done = {0 if but is None else but}
     for _ in range(rounds):
@@ -43,6 +45,13 @@ def signal_all(cgroup: Cgroup, number: int, rounds: int = 3, but: int | None = N
             return
         for at in range(0, len(fresh), _AT_ONCE):
             done |= _signal_some(cgroup, fresh[at : at + _AT_ONCE], number)
+            yield
+
+
+def signal_all(cgroup: Cgroup, number: int) -> None:
+    """As `signal_each`, in one go."""
+    for _ in signal_each(cgroup, number):
+        pass
 
 
 def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> set[int]:
@@ -70,11 +79,14 @@ def _signal_some(cgroup: Cgroup, pids: list[int], number: int) -> set[int]:
     return set(pidfds)
 
 
-def kill_each(cgroup: Cgroup) -> None:
-    """What one `cgroup.kill` misses: a process whose leader thread has exited (6.18), a fork race (before 6.14)."""
+def kill_each(cgroup: Cgroup) -> Iterator[None]:
+    """What one `cgroup.kill` misses: a process whose leader thread has exited (6.18), a fork race (before 6.14).
+
+    Goes on with each step of the iterator.
+    """
     cgroup.freeze(True)
     try:
-        signal_all(cgroup, signal.SIGKILL)
+        yield from signal_each(cgroup, signal.SIGKILL)
         cgroup.kill()
     finally:
         cgroup.freeze(False)
@@ -91,6 +103,7 @@ def end_all(cgroup: Cgroup, bound: float) -> bool:
             return False
         if took > _END_ROUND * rounds * (rounds + 1) / 2:
             rounds += 1
-            kill_each(cgroup)
+            for _ in kill_each(cgroup):
+                pass
         time.sleep(_LOOK)
     return True

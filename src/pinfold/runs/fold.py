@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self, TypedDict, Unpack
 
@@ -18,11 +18,14 @@ from pinfold.backend.auto import open_backend
 from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.lease.record import checked_labels
 from pinfold.result import Result
+from pinfold.runs.loop import Loop, SharedLoop
+from pinfold.runs.plan import Plan
 from pinfold.runs.reap import collect
 from pinfold.runs.report import report
-from pinfold.runs.request import Argument, Options, Request
+from pinfold.runs.request import Argument, Options, plan
 from pinfold.runs.run import Run
-from pinfold.runs.supervision import Supervision
+from pinfold.runs.supervise import Supervision
+from pinfold.spawn import lent
 
 _CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed
 _CLOSE_LOOK: Final = 0.001
@@ -62,7 +65,10 @@ class Fold:
         self._closed = self._done = False
         self._closing = threading.RLock()  # a signal handler may close it while it is being closed
         self._pid = os.getpid()
-        self._running: set[Supervision] = set()  # each in a thread of its own, or its caller's
+        self._running: set[Supervision] = set()
+        self._loop: SharedLoop | None = None  # of the started runs
+        self._opening = threading.Lock()  # guards _loop
+        lent.reserve()
         atexit.register(self.close)
         # A worker of multiprocessing ends without atexit, but not without its own finalizers.
         util = sys.modules.get("multiprocessing.util")
@@ -70,37 +76,54 @@ class Fold:
 
     def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
         """Run a command to its end and return what is known about it; see `pinfold.run`."""
-        request = Request.of(argv, **options)
-        supervision = self._supervision(request)
-        try:
-            self._register(supervision)
-            supervision.run()
-        finally:
-            self._running.discard(supervision)
-        result = report(supervision, request.args, request.decode)
+        result = self.carry_out(plan(argv, **options))
         if check:
             result.check_returncode()
         return result
 
-    def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
-        """Start a command and return while it runs; see `pinfold.start`."""
-        request = Request.of(argv, manual=True, **options)
-        supervision = self._supervision(request)
+    def carry_out(self, wanted: Plan, attend: Callable[[Supervision, Loop], None] | None = None) -> Result:
+        """Run what was planned, in this thread. `attend`: may watch more in its loop, before anything is started."""
+        loop = Loop()
+        supervision = self._supervision(wanted, loop)
         try:
             self._register(supervision)
-            return Run(request, supervision, self._running)
-        except BaseException:
-            # Out of a signal handler it may come before Run is there to catch it, or after its thread has begun.
-            if supervision.driver.acquire(blocking=False):
-                supervision.abort()
-            if supervision.ended:
-                self._running.discard(supervision)
-            raise
+            if attend is not None:
+                attend(supervision, loop)
+            supervision.drive()
+        finally:
+            self._running.discard(supervision)
+            loop.close()
+        return report(wanted, supervision.ending)
 
-    def _supervision(self, request: Request) -> Supervision:
+    def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
+        """Start a command and return while it runs; see `pinfold.start`."""
+        wanted = plan(argv, manual=True, **options)
+        loop = self._shared_loop()
+
+        def supervise(on_end: Callable[[], None]) -> Supervision:
+            supervision = self._supervision(wanted, loop, on_end)
+            self._register(supervision)
+            return supervision
+
+        return Run(wanted, loop, supervise, self._running.discard)
+
+    def _shared_loop(self) -> SharedLoop:
+        self._require_owner()
+        with self._opening:
+            if self._loop is None:
+                try:
+                    self._loop = SharedLoop()
+                except RuntimeError as error:  # clone(2) has refused
+                    raise Error(f"no thread for the started runs: {error}") from error
+            return self._loop
+
+    def _supervision(self, wanted: Plan, loop: Loop, on_end: Callable[[], None] | None = None) -> Supervision:
+        self._require_owner()
+        return Supervision(self._backend, wanted, loop, on_end)
+
+    def _require_owner(self) -> None:
         if self._pid != os.getpid():
-            raise Error("this fold belongs to the process that this one was forked from: open one here")
-        return Supervision(self._backend, request)
+            raise Error("this Fold was opened before fork(); open a new one in the child")
 
     def _register(self, supervision: Supervision) -> None:
         # In this order, as `close` in another thread has the opposite one: either it sees us, or we see it.
@@ -120,6 +143,11 @@ class Fold:
         return self._backend.lost
 
     @property
+    def usable(self) -> bool:
+        """Whether it starts commands: it is neither lost nor closed."""
+        return not (self._closed or self._backend.lost)
+
+    @property
     def path(self) -> str:
         """The base cgroup, as /proc/PID/cgroup writes it."""
         return self._backend.path
@@ -132,7 +160,7 @@ class Fold:
     def close(self) -> None:
         """Kill what is still running, wait for it, and remove the base cgroup.
 
-        Once more goes on where an exception (a second Ctrl-C) has cut it short.
+        Call it again to resume after an exception (a second Ctrl-C).
         """
         self._closed = True
         forked = self._pid != os.getpid()
@@ -148,8 +176,14 @@ class Fold:
             with contextlib.suppress(CgroupError):
                 self._backend.kill()  # again and again: a run may be about to start
             time.sleep(_CLOSE_LOOK)
+        loop, self._loop = self._loop, None
+        if loop is not None and forked:
+            loop.close()  # there is no such thread here
+        elif loop is not None:
+            loop.stop()
         self._backend.close(forked=forked)
         collect()
+        lent.release()
         self._done = True
         atexit.unregister(self.close)
         if self._finalizer is not None:
@@ -180,17 +214,19 @@ class FoldOptions(TypedDict, total=False):
 
 
 def default_fold(**options: Unpack[FoldOptions]) -> Fold:
-    """The fold of the module's functions: opened on first use, closed when the interpreter exits.
+    """The fold of the module's functions: opened on first use, and again after it was closed or lost.
+
+    It is closed when the interpreter exits.
 
     With options it has to be the first use: `pinfold.default_fold(move_caller=True)` lets a program in a login session
     run commands in scopes of its user manager. Raises UsageError if it is open already.
     """
     global _default
     fold = _default
-    if fold is not None and not options and not fold.lost:
+    if fold is not None and not options and fold.usable:
         return fold
     with _opening:
-        if _default is not None and _default.lost:
+        if _default is not None and not _default.usable:
             _default.close()
             _default = None
         if _default is not None and options:

@@ -1,22 +1,44 @@
-"""The life of one run, as a table: (state, event) → (state, actions). No clock, no fd, no I/O.
+"""The life of one run, as a table: (state, event) → (state, actions). No fd, no I/O, no clock of its own.
 
-    new → starting → running → stopping → killing → draining → ended
-                        │         ╰ a limit was hit: signal sent, grace running
-                        ╰ the main process is alive (or, with strays="wait", any process of the cgroup)
+    new → starting → running ──────────────────────┬→ settling → naming → killing ─┬→ draining → removing → ended
+                        │        limit hit, request│   main process gone:          │
+                        ├→ lingering (strays="wait")   is anybody left?            ╰ the kill bound is over
+                        ╰→ stopping: signal sent, grace running
 
 Order is law: kill before closing pipes, empty before usage, usage before rmdir, rmdir before `ended`. It holds in any
-order of events since there is one way out: through KILL (which finds nothing to do where nothing is left), EMPTY, the
-drain, and the three actions CLOSE, MEASURE, REMOVE. Every state but `ended` has a bound by which its driver must bring
-the next event: grace, kill bound, drain bound.
+order of events, since DRAINING is entered only by EMPTY (the kernel's word) or when the kill bound is over, and the
+actions after it stand in one row.
+
+No action waits. What takes time is a state with a deadline: this module owns the deadlines, the driver owns the clock
+and passes `now`. A driver queues events and takes them one by one (`on`); it wakes at `deadline` and takes what `due`
+says. Every state but `ended` that the command does not end by itself has a bound.
 """
 
 from __future__ import annotations
 
+import signal
 from enum import StrEnum, auto
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from pinfold.result import Outcome
+from pinfold.units import INFINITY
+
+# How long each step of the end may take. Seconds.
+NAMING_BOUND: Final = 0.02  # for the names of strays, before the kill
+KILL_BOUND: Final = 10.0  # from the kill to `populated 0`; then what is left is named in `stuck_pids`
+DRAIN_BOUND: Final = 0.2  # for the end of a stream after `populated 0`
+RECEIVER_BOUND: Final = 2.0  # past the timeout, for the receiver of a relayed stream to take the rest
+REMOVE_BOUND: Final = 1.0  # rmdir may trail `populated 0` (from Linux 6.19)
+ANSWER_BOUND: Final = 2.0  # for the service manager to say whether it has ended the run
+RELEASE_BOUND: Final = 5.0  # for a unit of the run's own to be given back
+# When to look where nothing tells. cgroup.events notifies at most once per 10 ms.
+KILL_ROUND: Final = 0.05  # from the kill to stronger means; each round waits longer
+LOOK_FIRST: Final = 0.001
+LOOK_LAST: Final = 0.01
+LOOK_MEMORY: Final = 0.1
+LOOK_EXEC: Final = 0.002
+RECORD_AFTER: Final = 0.01  # a run that is over sooner is in no list
 
 
 class State(StrEnum):  # a str's hash is C and kept, an Enum's is Python: these are looked up in every run
@@ -25,9 +47,15 @@ class State(StrEnum):  # a str's hash is C and kept, an Enum's is Python: these 
     NEW = auto()
     STARTING = auto()
     RUNNING = auto()
+    LINGERING = auto()  # the main process has ended, its descendants may go on (strays="wait")
     STOPPING = auto()
+    SETTLING = auto()  # the main process has ended: is anybody left?
+    NAMING = auto()
     KILLING = auto()
     DRAINING = auto()
+    REMOVING = auto()
+    ASKING = auto()
+    RELEASING = auto()
     ENDED = auto()
 
 
@@ -36,54 +64,105 @@ class Event(StrEnum):
 
     START = auto()
     SPAWNED = auto()
-    SPAWN_FAILED = auto()
+    SPAWN_FAILED = auto()  # no process was made, or a step before its exec has failed and it has been reaped
     EXITED = auto()  # the main process has been reaped
     EMPTY = auto()  # it has been reaped and the cgroup says `populated 0`
+    POPULATED = auto()  # it has been reaped and the cgroup says `populated 1`
     TIMED_OUT = auto()
     IDLE_TIMED_OUT = auto()
     CPU_TIMED_OUT = auto()
     OUTPUT_EXCEEDED = auto()
     STALLED = auto()  # stuck at its memory limit
-    REVOKED = auto()  # the manager stops the unit that it is in
+    REVOKED = auto()  # somebody outside has asked for its end, or taken its cgroup away
+    NOT_REVOKED = auto()
     CANCELED = auto()  # asked to stop: signal, grace, kill
     ABORTED = auto()  # asked to stop at once
-    GRACE_OVER = auto()
-    STILL_POPULATED = auto()  # a while after a kill
-    GAVE_UP = auto()  # the kill bound is over
+    NAMED = auto()  # the strays have their names, as far as they will
     DRAINED = auto()  # every reader has seen the end of its stream
-    DRAIN_OVER = auto()  # somebody outside still holds a pipe end
+    HELD = auto()  # somebody outside holds a pipe end
+    SLOW = auto()  # the receiver of a relayed stream has not taken all of it
+    REMOVED = auto()
+    RELEASED = auto()
+    # Deadlines, owned by this module.
+    GRACE_OVER = auto()
+    NAMING_OVER = auto()
+    STILL_POPULATED = auto()
+    GAVE_UP = auto()
+    DRAIN_OVER = auto()
+    RECEIVER_OVER = auto()
+    REMOVE_OVER = auto()
+    ANSWER_OVER = auto()
+    RELEASE_OVER = auto()
+    # Times to look, owned by this module.
+    LOOK = auto()
+    CPU_LOOK = auto()
+    MEMORY_LOOK = auto()
+    EXEC_LOOK = auto()
+    REMOVE_AGAIN = auto()
+    WORK_DUE = auto()
+    RECORD_DUE = auto()
 
 
 class Action(StrEnum):
-    """What the driver has to do."""
+    """What the driver has to do. None of them waits."""
 
     SPAWN = auto()
-    WATCH_EMPTY = auto()  # the main process is gone, descendants may stay: wait for `populated 0`
-    TERMINATE = auto()  # the signal to every process, and the grace timer
-    KILL = auto()  # name the strays, cgroup.kill, and the timers of the kill loop
-    KILL_EACH = auto()  # freeze, SIGKILL each by pidfd, thaw
+    LOOK = auto()  # read cgroup.events: EMPTY or POPULATED
+    WATCH_EMPTY = auto()  # the same at each change
+    LOOK_CPU = auto()
+    LOOK_MEMORY = auto()
+    LOOK_EXEC = auto()  # has the child let go of what it shares with us?
+    RECORD = auto()  # write on the cgroup what it is, for others
+    TERMINATE = auto()  # the signal to every process, or to the first of them
+    NAME = auto()  # list the strays; NAMED comes once their names are there
+    KILL = auto()  # cgroup.kill
+    KILL_EACH = auto()  # SIGKILL to each by pidfd, or to the first of them
+    WORK = auto()  # go on with what was too much for one turn
     NAME_STUCK = auto()
-    DRAIN = auto()
+    DRAIN = auto()  # take what is in the pipes: DRAINED if they have ended
+    LOOK_DRAIN = auto()  # DRAINED, SLOW or HELD
     NAME_HELD = auto()
     CLOSE = auto()
     MEASURE = auto()
-    REMOVE = auto()
+    REMOVE = auto()  # rmdir, a bounded part of it: REMOVED if it is gone
+    RELEASE = auto()  # give back what was made for this run alone: RELEASED
+    END = auto()
 
+
+class Bounds(NamedTuple):
+    """The limits on a run's time, in seconds; infinite: none. `signal` is sent when one is hit, if there is a grace.
+
+    `stall`: how long it may be stuck at its memory limit.
+    """
+
+    timeout: float = INFINITY
+    grace: float = 0.0
+    idle: float = INFINITY
+    cpu: float = INFINITY
+    signal: int = signal.SIGTERM
+    stall: float = INFINITY
+
+
+class Cause(NamedTuple):
+    """Why we end a run. `bound`: the field of Bounds that was hit; `gentle`: the signal and the grace come first."""
+
+    outcome: Outcome
+    bound: str | None = None
+    gentle: bool = True
+
+
+CAUSES: Final[dict[Event, Cause]] = {
+    Event.TIMED_OUT: Cause("timed_out", "timeout"),
+    Event.IDLE_TIMED_OUT: Cause("idle_timed_out", "idle"),
+    Event.CPU_TIMED_OUT: Cause("cpu_timed_out", "cpu"),
+    Event.OUTPUT_EXCEEDED: Cause("output_exceeded"),
+    Event.STALLED: Cause("oom_killed", gentle=False),  # it waits for memory, and cannot answer a signal
+    Event.REVOKED: Cause("canceled", gentle=False),  # who revokes has sent a signal first
+    Event.CANCELED: Cause("canceled"),
+    Event.ABORTED: Cause("canceled", gentle=False),
+}
 
 Step = tuple[State, tuple[Action, ...]]
-
-_OUTCOMES: Final[dict[Event, Outcome]] = {
-    Event.TIMED_OUT: "timed_out",
-    Event.IDLE_TIMED_OUT: "idle_timed_out",
-    Event.CPU_TIMED_OUT: "cpu_timed_out",
-    Event.OUTPUT_EXCEEDED: "output_exceeded",
-    Event.STALLED: "oom_killed",
-    Event.REVOKED: "canceled",
-    Event.CANCELED: "canceled",
-    Event.ABORTED: "canceled",
-}
-CAUSES: Final = frozenset(_OUTCOMES)
-_FINISH: Final = (Action.CLOSE, Action.MEASURE, Action.REMOVE)
 
 
 @cache
@@ -93,61 +172,205 @@ def table(*, grace: bool, wait: bool) -> dict[tuple[State, Event], Step]:
     A pair that is not in the table changes nothing: the event came too late to matter.
     """
     s, e, a = State, Event, Action
-    kill: Step = (s.KILLING, (a.KILL,))
+    kill: Step = (s.NAMING, (a.NAME,))
     stop: Step = (s.STOPPING, (a.TERMINATE,)) if grace else kill
     drain: Step = (s.DRAINING, (a.DRAIN,))
+    settle: Step = (s.SETTLING, (a.LOOK,))
+    finish: Step = (s.REMOVING, (a.CLOSE, a.MEASURE, a.REMOVE))
+    held: Step = (s.REMOVING, (a.NAME_HELD, a.CLOSE, a.MEASURE, a.REMOVE))
+    ended: Step = (s.RELEASING, (a.RELEASE,))
     out: dict[tuple[State, Event], Step] = {
         (s.NEW, e.START): (s.STARTING, (a.SPAWN,)),
         (s.STARTING, e.SPAWNED): (s.RUNNING, ()),
-        (s.STARTING, e.SPAWN_FAILED): kill,
-        (s.RUNNING, e.EXITED): (s.RUNNING, (a.WATCH_EMPTY,)) if wait else kill,
-        (s.RUNNING, e.EMPTY): kill,
+        (s.STARTING, e.SPAWN_FAILED): settle,
+        (s.RUNNING, e.SPAWN_FAILED): settle,
+        (s.RUNNING, e.EXITED): (s.LINGERING, (a.WATCH_EMPTY, a.LOOK)) if wait else settle,
+        (s.LINGERING, e.EMPTY): drain,
+        (s.SETTLING, e.EMPTY): drain,
+        (s.SETTLING, e.POPULATED): kill,
         # Descendants get the rest of the grace when the main process obeys first.
-        (s.STOPPING, e.EXITED): (s.STOPPING, (a.WATCH_EMPTY,)),
-        (s.STOPPING, e.EMPTY): kill,
+        (s.STOPPING, e.EXITED): (s.STOPPING, (a.WATCH_EMPTY, a.LOOK)),
+        (s.STOPPING, e.SPAWN_FAILED): settle,
+        (s.STOPPING, e.EMPTY): drain,
         (s.STOPPING, e.GRACE_OVER): kill,
-        (s.STOPPING, e.ABORTED): kill,
         (s.STOPPING, e.OUTPUT_EXCEEDED): kill,
-        (s.STOPPING, e.STALLED): kill,
-        (s.STOPPING, e.REVOKED): kill,
+        (s.STOPPING, e.MEMORY_LOOK): (s.STOPPING, (a.LOOK_MEMORY,)),
+        (s.NAMING, e.EMPTY): drain,
+        (s.NAMING, e.EXITED): (s.NAMING, (a.LOOK,)),
+        (s.NAMING, e.SPAWN_FAILED): (s.NAMING, (a.LOOK,)),
+        (s.NAMING, e.NAMED): (s.KILLING, (a.KILL,)),
+        (s.NAMING, e.NAMING_OVER): (s.KILLING, (a.KILL,)),
+        (s.KILLING, e.EXITED): (s.KILLING, (a.LOOK,)),
+        (s.KILLING, e.SPAWN_FAILED): (s.KILLING, (a.LOOK,)),
+        (s.KILLING, e.LOOK): (s.KILLING, (a.LOOK,)),
         (s.KILLING, e.STILL_POPULATED): (s.KILLING, (a.KILL_EACH,)),
         (s.KILLING, e.EMPTY): drain,
         (s.KILLING, e.GAVE_UP): (s.DRAINING, (a.NAME_STUCK, a.DRAIN)),
-        (s.DRAINING, e.DRAINED): (s.ENDED, _FINISH),
-        (s.DRAINING, e.DRAIN_OVER): (s.ENDED, (a.NAME_HELD, *_FINISH)),
+        (s.DRAINING, e.DRAINED): finish,
+        (s.DRAINING, e.DRAIN_OVER): (s.DRAINING, (a.LOOK_DRAIN,)),
+        (s.DRAINING, e.SLOW): (s.DRAINING, ()),
+        (s.DRAINING, e.HELD): held,
+        (s.DRAINING, e.RECEIVER_OVER): held,
+        (s.REMOVING, e.REMOVE_AGAIN): (s.REMOVING, (a.REMOVE,)),
+        (s.REMOVING, e.REMOVED): ended,
+        (s.REMOVING, e.REMOVE_OVER): ended,
+        (s.ASKING, e.REVOKED): ended,
+        (s.ASKING, e.NOT_REVOKED): ended,
+        (s.ASKING, e.ANSWER_OVER): ended,
+        (s.RELEASING, e.RELEASED): (s.ENDED, (a.END,)),
+        (s.RELEASING, e.RELEASE_OVER): (s.ENDED, (a.END,)),
     }
-    for cause in CAUSES:
-        # Whoever is stuck for memory cannot answer a signal; and systemd has sent its own before it revokes.
-        out[s.RUNNING, cause] = kill if cause in (e.ABORTED, e.STALLED, e.REVOKED) else stop
+    for cause, how in CAUSES.items():
+        for state in (s.RUNNING, s.LINGERING):
+            out[state, cause] = stop if how.gentle else kill
+        if not how.gentle:
+            out[s.STOPPING, cause] = kill
         # Before it is running there is nothing to be gentle with.
         out[s.NEW, cause] = out[s.STARTING, cause] = kill
+    for state in (s.RUNNING, s.LINGERING, s.STOPPING, s.NAMING, s.KILLING):
+        out[state, e.EXEC_LOOK] = (state, (a.LOOK_EXEC,))
+    for state in (s.STOPPING, s.KILLING):
+        out[state, e.WORK_DUE] = (state, (a.WORK,))
+    for state in (s.RUNNING, s.LINGERING):
+        out[state, e.CPU_LOOK] = (state, (a.LOOK_CPU,))
+        out[state, e.MEMORY_LOOK] = (state, (a.LOOK_MEMORY,))
+        out[state, e.RECORD_DUE] = (state, (a.RECORD,))
     return out
 
 
 class Lifecycle:
-    """One run's way through the table."""
+    """One run's way through the table, with its deadlines.
 
-    __slots__ = ("_table", "cause", "exited", "exited_first", "signaled_first", "state")
+    `deadline`: when `due` has something, at the earliest; in seconds of the driver's monotonic clock. `asking`: the
+    service manager has been asked whether it ended the run, and `ended` waits for the answer.
+    """
 
-    def __init__(self, *, grace: bool = False, wait: bool = False) -> None:
-        self._table = table(grace=grace, wait=wait)
+    __slots__ = ("_bounds", "_last_output", "_pauses", "_start", "_table", "_timers", "asking", "cause", "deadline",
+                 "exited", "exited_first", "rounds", "signaled_first", "state")  # fmt: skip
+
+    def __init__(self, bounds: Bounds = Bounds(), *, wait: bool = False) -> None:  # noqa: B008  # immutable
+        self._table = table(grace=bounds.grace > 0, wait=wait)
+        self._bounds = bounds
         self.state = State.NEW
         self.cause: Event | None = None
-        self.exited = self.exited_first = self.signaled_first = False
+        self.exited = self.exited_first = self.signaled_first = self.asking = False
+        self.rounds = 0  # kills so far
+        self.deadline = INFINITY
+        self._timers: dict[Event, float] = {}
+        self._start = self._last_output = 0.0
 
-    def on(self, event: Event) -> tuple[Action, ...]:
-        """Take an event; the actions are to be done now, in their order."""
-        step = self._table.get((self.state, event))
+    def on(self, event: Event, now: float) -> tuple[Action, ...]:
+        """Take an event; the actions are to be done now, in their order, and what they report is taken after them."""
         if event is Event.EXITED:
             self.exited = True
+        step = self._table.get((self.state, event))
+        if event in CAUSES and self._is_the_cause(event, step):
+            self.cause, self.exited_first = event, self.exited
+        if event in _ANSWERS:
+            self.asking = False
         if step is None:
             return ()
-        if self.cause is None and event in CAUSES:
-            self.cause, self.exited_first = event, self.exited
-        self.state, actions = step
-        if Action.TERMINATE in actions:
-            self.signaled_first = True
+        state, actions = step
+        if state is not self.state:
+            if state is State.RELEASING and self.asking:
+                state, actions = State.ASKING, ()
+            self.state = state
+            self._enter(state, now)
+        elif event in _AGAIN:
+            self._again(event, now)
         return actions
+
+    def _is_the_cause(self, event: Event, step: Step | None) -> bool:
+        """The first one is. But the manager's answer comes when it comes, and says more than the loss of its unit."""
+        if event is Event.REVOKED:
+            return self.cause in (None, Event.ABORTED) and self.state is not State.ENDED
+        return self.cause is None and step is not None
+
+    # ---- deadlines -------------------------------------------------------------------------------------------
+
+    def _enter(self, state: State, now: float) -> None:
+        if state is State.RUNNING:
+            self._arm_limits(now)
+        elif state is not State.LINGERING:
+            keep = _KEPT.get(state)
+            self._timers = {event: at for event, at in self._timers.items() if event in keep} if keep else {}
+            for event, after in _DEADLINES.get(state, ()):
+                self._timers[event] = now + after
+            if state is State.STOPPING:
+                self.signaled_first = True
+                self._timers[Event.GRACE_OVER] = now + self._bounds.grace
+            elif state is State.KILLING:
+                self.rounds = 1
+            elif state is State.DRAINING:
+                patient = now if self._bounds.timeout == INFINITY else max(self._start + self._bounds.timeout, now)
+                self._timers[Event.RECEIVER_OVER] = patient + RECEIVER_BOUND
+        self._set_deadline()
+
+    def _arm_limits(self, now: float) -> None:
+        bounds, timers = self._bounds, self._timers
+        timers[Event.RECORD_DUE] = now + RECORD_AFTER
+        if bounds.timeout < INFINITY:
+            timers[Event.TIMED_OUT] = self._start + bounds.timeout
+        if bounds.idle < INFINITY:
+            timers[Event.IDLE_TIMED_OUT] = self._start + bounds.idle
+        if bounds.cpu < INFINITY:
+            timers[Event.CPU_LOOK] = now + min(LOOK_LAST, bounds.cpu)
+
+    def _again(self, event: Event, now: float) -> None:
+        """Arm a look once more; the longer it has taken, the less often."""
+        if event is Event.LOOK:
+            killed_at = self._timers.get(Event.GAVE_UP, now) - KILL_BOUND
+            pause = min(max((now - killed_at) / 16, LOOK_FIRST), LOOK_LAST)
+        elif event is Event.STILL_POPULATED:
+            self.rounds += 1
+            pause = KILL_ROUND * self.rounds
+        else:
+            pause = _AGAIN[event]
+        self._timers[Event.DRAIN_OVER if event is Event.SLOW else event] = now + pause
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        self.deadline = min(self._timers.values(), default=INFINITY)
+
+    def due(self, now: float) -> Event | None:
+        """The timer that went off first, once; None: none has."""
+        while self.deadline <= now:
+            event = min(self._timers, key=self._timers.__getitem__)
+            del self._timers[event]
+            if event is Event.IDLE_TIMED_OUT and self._last_output + self._bounds.idle > now:
+                self._timers[event] = self._last_output + self._bounds.idle
+                event = None
+            self._set_deadline()
+            if event is not None:
+                return event
+        return None
+
+    def started(self, now: float) -> None:
+        """The time from which its limits count."""
+        self._start = self._last_output = now
+
+    def wrote(self, now: float) -> None:
+        """It has written something."""
+        self._last_output = now
+
+    def look_at(self, event: Event, at: float) -> None:
+        """Look at something then, or go on with it: EXEC_LOOK, MEMORY_LOOK, CPU_LOOK, REMOVE_AGAIN, WORK_DUE."""
+        self._timers[event] = at
+        self._set_deadline()
+
+    def look_no_more(self, event: Event) -> None:
+        """There is nothing to look at any more."""
+        if self._timers.pop(event, None) is not None:
+            self._set_deadline()
+
+    def used_cpu(self, seconds: float, cpus: int, now: float) -> bool:
+        """Whether the CPU time it has used is up; else the next look is when it can be, at the earliest."""
+        left = self._bounds.cpu - seconds
+        if left > 0:
+            self.look_at(Event.CPU_LOOK, now + max(LOOK_LAST, left / cpus))
+        return left <= 0
+
+    # ---- the verdict -----------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
         """From another thread that kills the run without asking it: for the outcome, if it had none."""
@@ -166,5 +389,33 @@ class Lifecycle:
             return "oom_killed" if own_oom and returncode == -9 else by_itself
         undisputed = self.exited_first or self.signaled_first or self.cause in (Event.OUTPUT_EXCEEDED, Event.REVOKED)
         if undisputed or returncode in (None, -9):
-            return _OUTCOMES[self.cause]
+            return CAUSES[self.cause].outcome
         return by_itself
+
+
+_ANSWERS: Final = (Event.REVOKED, Event.NOT_REVOKED, Event.ANSWER_OVER)
+# What is armed when a state is entered; whatever else was armed before is forgotten, but what is kept.
+_DEADLINES: Final[dict[State, tuple[tuple[Event, float], ...]]] = {
+    State.NAMING: ((Event.NAMING_OVER, NAMING_BOUND),),
+    State.KILLING: (
+        (Event.LOOK, LOOK_FIRST), (Event.STILL_POPULATED, KILL_ROUND), (Event.GAVE_UP, KILL_BOUND),
+    ),
+    State.DRAINING: ((Event.DRAIN_OVER, DRAIN_BOUND),),
+    State.REMOVING: ((Event.REMOVE_AGAIN, LOOK_FIRST), (Event.REMOVE_OVER, REMOVE_BOUND)),
+    State.ASKING: ((Event.ANSWER_OVER, ANSWER_BOUND),),
+    State.RELEASING: ((Event.RELEASE_OVER, RELEASE_BOUND),),
+}  # fmt: skip
+_KEPT: Final[dict[State, tuple[Event, ...]]] = {
+    State.STOPPING: (Event.MEMORY_LOOK, Event.EXEC_LOOK),
+    State.NAMING: (Event.EXEC_LOOK,),
+    State.KILLING: (Event.EXEC_LOOK,),
+}
+# What is looked at again after this many seconds, as long as the state stays.
+_AGAIN: Final[dict[Event, float]] = {
+    Event.LOOK: LOOK_FIRST,
+    Event.STILL_POPULATED: KILL_ROUND,
+    Event.MEMORY_LOOK: LOOK_MEMORY,
+    Event.EXEC_LOOK: LOOK_EXEC,
+    Event.REMOVE_AGAIN: LOOK_FIRST,
+    Event.SLOW: LOOK_LAST,
+}

@@ -1,8 +1,8 @@
 """Our ends of a command's pipes: feeding its stdin, keeping or passing on what it writes.
 
 Each object owns one fd of ours, non-blocking: that flag belongs to our end of the pipe alone, never to the one that
-the command has. It is driven by `Poller`: readiness in, at most one bounded read or write out, so that no stream can
-hold up the clock or another stream.
+the command has. It is driven by a `Poller`: readiness in, a bounded number of reads or writes out, so that no stream
+can hold up the clock or another stream.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from pinfold.result import Stream
 
@@ -20,56 +20,37 @@ CHUNK: Final = 1 << 16  # a pipe's default capacity (pipe(7))
 _BURST: Final = 16  # reads at a time, so that no stream holds up the clock
 _MOST_BURSTS: Final = 4  # four times the largest pipe an ordinary user may have (pipe-max-size)
 _UNLIMITED: Final = 1 << 62
-_AT_ONCE: Final = 16  # events; Python makes room for a thousand
 _ATOMIC: Final = 4096  # PIPE_BUF: a pipe that polls writable takes this much without blocking
 
 
-class Poller:
-    """An epoll instance and whom to call for each fd."""
-
-    __slots__ = ("_epoll", "_handlers")
-
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
+class Poller(Protocol):
+    """Who calls a handler whenever an fd is ready: a Loop, or a run that has one."""
 
     def add(self, fd: int, mask: int, handler: Callable[[], None]) -> None:
-        """Call `handler` whenever `fd` is ready. PermissionError: a regular file, which is always ready."""
-        self._epoll.register(fd, mask)
-        self._handlers[fd] = handler
+        """Begin."""
+        ...
 
     def drop(self, fd: int) -> None:
-        """Forget an fd, before it is closed. One that is not watched is no error."""
-        if self._handlers.pop(fd, None) and not self._epoll.closed:
-            self._epoll.unregister(fd)
+        """Forget an fd, before it is closed."""
+        ...
 
     def watches(self, fd: int) -> bool:
         """Whether this fd has been added."""
-        return fd in self._handlers
-
-    def wait(self, timeout: float) -> None:
-        """Wait for readiness, at most `timeout` seconds, and call the handlers."""
-        for fd, _mask in self._epoll.poll(timeout, _AT_ONCE):
-            # An earlier handler of this round may have dropped it.
-            if handler := self._handlers.get(fd):
-                handler()
-
-    def close(self) -> None:
-        """Close the epoll instance; the watched fds belong to others."""
-        self._epoll.close()
+        ...
 
 
 class _End:
-    """An fd of ours: one end of a pipe, watched by a poller from `watch` on."""
+    """An fd of ours: one end of a pipe, watched by a poller from `watch` on. `number`: of the command's own end."""
 
-    __slots__ = ("_poller", "fd")
+    __slots__ = ("_poller", "fd", "number")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.number = 0
         self._poller: Poller | None = None
 
     def close(self) -> None:
-        """Let go of it; once more is no harm."""
+        """Let go of it. Idempotent."""
         if self.fd >= 0:
             if self._poller is not None:
                 self._poller.drop(self.fd)
@@ -100,7 +81,7 @@ class Capture(_End):
     def watch(self, poller: Poller) -> None:
         """Begin."""
         self._poller = poller
-        poller.add(self.fd, select.EPOLLIN, self.ready)
+        poller.add(self.fd, select.POLLIN, self.ready)
 
     def ready(self) -> None:
         """Take what is there, at most a burst."""
@@ -185,7 +166,7 @@ class Relay(_End):
     def watch(self, poller: Poller) -> None:
         """Begin."""
         self._poller = poller
-        poller.add(self.fd, select.EPOLLIN, self.ready)
+        poller.add(self.fd, select.POLLIN, self.ready)
 
     def ready(self) -> None:
         """Take a chunk and pass on what the receiver takes."""
@@ -230,12 +211,12 @@ class Relay(_End):
         assert self._poller is not None
         if not self._poller.watches(self._out):
             self._poller.drop(self.fd)
-            self._poller.add(self._out, select.EPOLLOUT, self._resume)
+            self._poller.add(self._out, select.POLLOUT, self._resume)
 
     def _resume(self) -> None:
         assert self._poller is not None
         self._poller.drop(self._out)
-        self._poller.add(self.fd, select.EPOLLIN, self.ready)
+        self._poller.add(self.fd, select.POLLIN, self.ready)
         self._pass_on()
 
     def ready_until_blocked(self) -> None:
@@ -289,7 +270,7 @@ class Feed(_End):
         """Begin; with no input the stream is closed at once."""
         self._poller = poller
         if self._left:
-            poller.add(self.fd, select.EPOLLOUT, self.ready)
+            poller.add(self.fd, select.POLLOUT, self.ready)
         else:
             self.close()
 

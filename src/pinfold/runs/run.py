@@ -7,20 +7,24 @@ import io
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Final, Self
 
 from pinfold import errors, units
-from pinfold.cgroup import signals
 from pinfold.result import Result
 from pinfold.runs.lifecycle import Event
-from pinfold.runs.pipes import Capture, Feed, Poller
+from pinfold.runs.loop import READABLE, Loop, SharedLoop
+from pinfold.runs.pipes import Capture, Feed
+from pinfold.runs.plan import Plan
 from pinfold.runs.report import report
-from pinfold.runs.request import Request, Span
-from pinfold.runs.supervision import Supervision
+from pinfold.runs.request import Span
+from pinfold.runs.supervise import Supervision
 
-_LONGEST_WAIT = 3600.0
+_EXEC_LOOK: Final = 1.0  # seconds; the loop ends the wait by ending the run
+_FREEZE_BOUND: Final = 0.02
+_FREEZE_LOOK: Final = 0.001
 
 
 class Run:
@@ -30,92 +34,97 @@ class Run:
     the command has ended, and are the caller's to close; the context manager does it.
     """
 
-    def __init__(self, request: Request, supervision: Supervision, running: set[Supervision]) -> None:
-        """Start it. `running`: from which it is taken when it has ended."""
-        self.args = request.args
-        self._request, self._supervision, self._running = request, supervision, running
+    def __init__(self, plan: Plan, loop: SharedLoop, supervise: Callable[[Callable[[], None]], Supervision],
+                 forget: Callable[[Supervision], None]) -> None:  # fmt: skip
+        """Start it, and return once it has been exec'ed. `forget`: called when nothing of it is left."""
+        self.args = plan.args
+        self._plan, self._loop, self._forget = plan, loop, forget
         self._result: Result | None = None
         self._failure: BaseException | None = None  # why there is none
         self._said: tuple[Any, Any] | None = None  # what `communicate` has read
         self._pid = os.getpid()
         self.ended = threading.Event()  # set when nothing of the run is left
-        self._asking = threading.Lock()  # guards _wake, which ends with the run
-        self._wake = self._over = -1
+        self._ending = threading.Lock()  # guards _over, which the end writes to
+        self._over = -1
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
-        thread = threading.Thread(target=self._drive, name="pinfold", daemon=True)
+        attached = False
+        self._supervision = supervise(self._finish)
         try:
-            self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            # Readable for ever once it has ended: wakes readers whose pipe is held open outside the cgroup.
-            self._over = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            supervision.start()
-            if supervision.error is not None:
-                supervision.drive()
-                report(supervision, self.args, request.decode)  # raises it
-            self.pid: int = supervision.pid or 0
-            supervision.accept_requests(self._wake)
+            self._supervision.begin()
+            self.pid: int = self._supervision.child.pid
             self._open_streams()
-            self._begin(thread)
+            attached = True
+            self._supervision.attach()
+            self._wait_for_exec()
         except BaseException:
-            # The thread may be running, and does if the exception came late enough.
-            if self._supervision.driver.acquire(blocking=False):
-                supervision.abort()
-                running.discard(supervision)
-                supervision.io.close_pipes()
-                self._close_fds()
-            else:
+            if attached:
                 self.kill()
+            else:
+                self._supervision.abort()
+                forget(self._supervision)
+            self._close_streams()
+            self._close_over()
             raise
 
-    @staticmethod
-    def _begin(thread: threading.Thread) -> None:
-        try:
-            thread.start()
-        except RuntimeError as error:  # clone(2) has refused
-            raise errors.Error(f"no thread for the run: {error}") from error
+    def _wait_for_exec(self) -> None:
+        """The loop has its clock meanwhile, and ends a start that hangs when its time is up."""
+        child = self._supervision.child
+        while not child.wait_exec(_EXEC_LOOK) and not self.ended.is_set():
+            pass
+        if child.failure() is not None:
+            self.ended.wait()
+        if isinstance(self._failure, errors.SpawnError):
+            raise self._failure
 
     def _open_streams(self) -> None:
         pipes = self._supervision.io.pipes
         if 0 in pipes:
             self.stdin = self._as_text(os.fdopen(pipes.pop(0), "wb"))
         if 1 in pipes:
-            self.stdout = self._as_text(io.BufferedReader(_Reader(pipes.pop(1), self._over)))
+            self.stdout = self._as_text(io.BufferedReader(_Reader(pipes.pop(1), self._over_fd)))
         if 2 in pipes:
-            self.stderr = self._as_text(io.BufferedReader(_Reader(pipes.pop(2), self._over)))
+            self.stderr = self._as_text(io.BufferedReader(_Reader(pipes.pop(2), self._over_fd)))
 
     def _as_text(self, stream: Any) -> IO[Any]:
-        encoding = self._request.encoding
+        encoding = self._plan.encoding
         return stream if encoding is None else io.TextIOWrapper(stream, encoding, "surrogateescape", write_through=True)
 
-    def _drive(self) -> None:
-        if not self._supervision.driver.acquire(blocking=False):
-            return
+    def _finish(self) -> None:
+        """Called by the loop, once nothing of the run is left."""
+        supervision = self._supervision
         try:
-            try:
-                self._supervision.drive()
-                self._result = report(self._supervision, self.args, self._request.decode)
-            except BaseException as error:  # noqa: BLE001  # it is raised by `wait`
-                self._supervision.abort()
-                self._failure = error
-        finally:
-            self._running.discard(self._supervision)
-            with contextlib.suppress(OSError):  # whoever waits must not be left waiting
-                os.eventfd_write(self._over, 1)  # nobody closes it before `ended`
-            with self._asking:
-                self.ended.set()
+            if supervision.failure is not None:
+                raise supervision.failure
+            self._result = report(self._plan, supervision.ending)
+        except BaseException as error:  # noqa: BLE001  # it is raised by `wait`
+            self._failure = error
+        self._forget(supervision)
+        with self._ending:
+            self.ended.set()
+            if self._over >= 0:
+                os.eventfd_write(self._over, 1)
+
+    def _over_fd(self) -> int:
+        """An fd that is readable for ever once the run has ended; made for the first reader that has to wait.
+
+        It wakes readers whose pipe is held open outside the cgroup.
+        """
+        with self._ending:
+            if self._over < 0:
+                self._over = os.eventfd(int(self.ended.is_set()), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            return self._over
 
     def _ask(self, wanted: Callable[[], None]) -> None:
-        """Have the run's own thread do something; nothing if it has ended."""
+        """Have the loop do something; nothing if the run has ended."""
         self._require_owner()
-        with self._asking:
-            if not self.ended.is_set():
-                self._supervision.wanted.append(wanted)
-                os.eventfd_write(self._wake, 1)
+        if not self.ended.is_set():
+            self._loop.call(wanted, self._supervision)
 
     def _require_owner(self) -> None:
         if self._pid != os.getpid():
-            raise errors.Error(f"{self!r} belongs to the process that this one was forked from")
+            raise errors.Error(f"{self!r} was started before fork(); only the parent has it")
 
     @property
     def returncode(self) -> int | None:
@@ -145,23 +154,23 @@ class Run:
     def communicate(self, input: bytes | str | None = None) -> tuple[Any, Any]:
         """Write `input`, read both streams to their ends, wait. Returns (stdout, stderr), None where not piped.
 
-        There is no timeout here: the run has its own. Once more gives the same again.
+        There is no timeout here: the run has its own. Called again, it returns the same.
         """
         if self._said is not None:
             return self._said
         if input and self.stdin is None:
             raise errors.UsageError("input: the run was started without stdin=PIPE")
-        poller = Poller()
+        loop = Loop()
         feed: Feed | None = None
-        captures = [self._capture(stream, poller) for stream in (self.stdout, self.stderr)]
+        captures = [self._capture(stream, loop) for stream in (self.stdout, self.stderr)]
         try:
             if self.stdin is not None:
-                feed = self._feed(input, poller)
-            poller.add(self._over, select.EPOLLIN, lambda: None)
+                feed = self._feed(input, loop)
+            loop.add(self._over_fd(), READABLE, lambda: None)
             while not self.ended.is_set() and not (
                 all(c is None or c.done for c in captures) and (feed is None or feed.fd < 0)
             ):
-                poller.wait(_LONGEST_WAIT)
+                loop.turn()
             for capture in captures:
                 if capture is not None:
                     capture.ready_until_blocked()
@@ -169,31 +178,31 @@ class Run:
             for end in (feed, *captures):
                 if end is not None:
                     end.close()
-            poller.close()
+            loop.close()
         self.wait()
-        out, err = (None if c is None else self._request.decode(c.data()) for c in captures)
+        out, err = (None if c is None else self._plan.decode(c.data()) for c in captures)
         self._said = out, err
         return out, err
 
-    def _feed(self, data: bytes | str | None, poller: Poller) -> Feed:
+    def _feed(self, data: bytes | str | None, loop: Loop) -> Feed:
         assert self.stdin is not None
         if isinstance(data, str):
-            data = data.encode(self._request.encoding or "utf-8", "surrogateescape")
+            data = data.encode(self._plan.encoding or "utf-8", "surrogateescape")
         fd = os.dup(self.stdin.fileno())
         self.stdin.close()
         os.set_blocking(fd, False)
         feed = Feed(fd, data or b"")
-        feed.watch(poller)
+        feed.watch(loop)
         return feed
 
     @staticmethod
-    def _capture(stream: IO[Any] | None, poller: Poller) -> Capture | None:
+    def _capture(stream: IO[Any] | None, loop: Loop) -> Capture | None:
         if stream is None or stream.closed:
             return None
         fd = os.dup(stream.fileno())
         stream.close()
         capture = Capture(fd, None)
-        capture.watch(poller)
+        capture.watch(loop)
         return capture
 
     def send_signal(self, number: int | str) -> None:
@@ -215,18 +224,27 @@ class Run:
 
     def pause(self) -> None:
         """Freeze the whole tree (`cgroup.freeze`) until `resume`; the clocks of its limits go on."""
-        self._in_its_thread(lambda: signals.freeze(self._supervision.scope.cgroup))
+        self._in_the_loop(self._supervision.freeze)
+        until = time.monotonic() + _FREEZE_BOUND
+        while not self._in_the_loop(self._supervision.is_frozen) and time.monotonic() < until:
+            time.sleep(_FREEZE_LOOK)
 
     def resume(self) -> None:
         """Let the tree go on."""
-        self._in_its_thread(lambda: self._supervision.scope.cgroup.freeze(False))
+        self._in_the_loop(self._supervision.thaw)
 
-    def _in_its_thread(self, act: Callable[[], None]) -> None:
-        done = threading.Event()
-        self._ask(act)
-        self._ask(done.set)
+    def _in_the_loop(self, act: Callable[[], bool]) -> bool:
+        """Have the loop do it, and wait until it has. Whether it says so, or the run has ended."""
+        done, answer = threading.Event(), [True]
+
+        def ask() -> None:
+            answer[0] = act()
+            done.set()
+
+        self._ask(ask)
         while not done.wait(0.1) and not self.ended.is_set():
             pass
+        return answer[0]
 
     def __enter__(self) -> Self:
         return self
@@ -238,37 +256,38 @@ class Run:
             return
         if kind is not None:
             self.kill()
+        self._close_streams()
+        self.ended.wait()
+        self._close_over()
+
+    def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
-        self.ended.wait()
-        self._close_fds()
+        self._supervision.io.close_pipes()
 
-    def _close_fds(self) -> None:
-        wake, over, self._wake, self._over = self._wake, self._over, -1, -1
-        for fd in (wake, over):
-            if fd >= 0:
-                os.close(fd)
+    def _close_over(self) -> None:
+        with self._ending:
+            over, self._over = self._over, -1
+        if over >= 0:
+            os.close(over)
 
     def __del__(self) -> None:
-        # Its thread holds a reference until the run has ended.
-        if hasattr(self, "_over"):
-            self._close_fds()
+        # Its loop holds a reference until the run has ended.
+        if hasattr(self, "_over") and self._over >= 0:
+            os.close(self._over)
 
     def __repr__(self) -> str:
-        return f"<pinfold.Run {self.args!r} pid {self.pid}>"
+        return f"<pinfold.Run {self.args!r} pid {self._supervision.child.pid}>"
 
 
 class _Reader(io.RawIOBase):
     """A pipe end that ends when the run has: also when a process outside the cgroup still holds the other end."""
 
-    def __init__(self, fd: int, over: int) -> None:
-        self._fd = fd
-        self._over = os.dup(over)
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._poll.register(self._over, select.POLLIN)
+    def __init__(self, fd: int, over: Callable[[], int]) -> None:
+        self._fd, self._get_over = fd, over
+        self._over = -1
 
     def readable(self) -> bool:
         return True
@@ -280,16 +299,25 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while True:
-            over = any(fd == self._over for fd, _mask in self._poll.poll(0))
+            over = self._over >= 0 and self._poll(0)
             try:
                 return os.readv(self._fd, [buffer])
             except BlockingIOError:
                 if over:
                     return 0
-                self._poll.poll()
+                if self._over < 0:
+                    self._over = os.dup(self._get_over())
+                self._poll(None)
+
+    def _poll(self, timeout: int | None) -> bool:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._over, select.POLLIN)
+        return any(fd == self._over for fd, _mask in poll.poll(timeout))
 
     def close(self) -> None:
         if not self.closed:
             os.close(self._fd)
-            os.close(self._over)
+            if self._over >= 0:
+                os.close(self._over)
         super().close()

@@ -12,10 +12,10 @@ import stat
 from collections.abc import Callable
 from typing import IO, Any, Final, NamedTuple
 
-from pinfold.cgroup.files import clear_of_stdio
+from pinfold.fds import clear_of_stdio
 from pinfold.errors import UsageError
 from pinfold.runs.pipes import Capture, Feed, Poller, Relay
-from pinfold.spawn.plan import INHERIT
+from pinfold.spawn.steps import INHERIT
 
 # The standard library's values, so that either module's names can be used.
 PIPE: Final = -1
@@ -34,44 +34,40 @@ class Stdio:
         self.child = [INHERIT, INHERIT, INHERIT]
         self.for_child: list[int] = []
         self.feed: Feed | None = None
-        self.outputs: list[Output | None] = [None, None]
+        self.outputs: tuple[Output, ...] = ()
         self.pipes: dict[int, int] = {}
 
     def close_for_child(self) -> None:
-        """Close what the command has its own copies of."""
-        for i, fd in enumerate(self.for_child):
-            if fd >= 0:
-                self.for_child[i] = -1  # before it is closed: an exception in between must not close it twice
-                os.close(fd)
+        """Close what the command has its own copies of. Idempotent."""
+        while self.for_child:
+            os.close(self.for_child.pop())
 
     def close(self) -> None:
-        """Close all but the user's ends; once more is no harm."""
+        """Close all but the user's ends. Idempotent."""
         self.close_for_child()
         if self.feed is not None:
             self.feed.close()
         for output in self.outputs:
-            if output is not None:
-                output.close()
+            output.close()
+        _open.discard(self)
 
     def watch(self, poller: Poller, on_bytes: Callable[[], None] | None) -> None:
         """Begin; `on_bytes` is called whenever some came."""
         if self.feed is not None:
             self.feed.watch(poller)
         for output in self.outputs:
-            if output is not None:
-                output.on_bytes = on_bytes
-                output.watch(poller)
+            output.on_bytes = on_bytes
+            output.watch(poller)
 
     def take_all(self) -> None:
         """Take what is in the pipes now."""
         for output in self.outputs:
-            if output is not None:
-                output.ready_until_blocked()
+            output.ready_until_blocked()
 
     @property
     def drained(self) -> bool:
         """Every stream has come to its end."""
-        return all(output is None or output.done for output in self.outputs)
+        return all(output.done for output in self.outputs)
 
     @property
     def receiver_is_slow(self) -> bool:
@@ -81,17 +77,46 @@ class Stdio:
     @property
     def exceeded(self) -> bool:
         """More was written than the limit of a stream."""
-        return any(output is not None and output.exceeded for output in self.outputs)
+        return any(output.exceeded for output in self.outputs)
 
     @property
     def byte_count(self) -> int:
         """All bytes that came."""
-        return sum(output.count for output in self.outputs if output is not None)
+        return sum(output.count for output in self.outputs)
+
+    def output(self, number: int) -> Output | None:
+        """The one for stdout (1) or stderr (2), if it passes through us."""
+        return next((output for output in self.outputs if output.number == number), None)
 
     def close_pipes(self) -> None:
         """Close the user's ends, for a run that he never got."""
         while self.pipes:
             os.close(self.pipes.popitem()[1])
+
+    def forget(self) -> None:
+        """In a forked child: close the copies, and touch nothing that is shared with the parent."""
+        copies = list(self.for_child)
+        self.for_child.clear()
+        for end in (self.feed, *self.outputs):
+            if end is not None and end.fd >= 0:
+                copies.append(end.fd)
+                end.fd = -1
+        for fd in copies:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+_open: set[Stdio] = set()  # those with pipe ends of ours
+
+
+def _after_fork() -> None:
+    """A forked child's copy of a write end would keep a command, or us, waiting for the end of a stream."""
+    for io in list(_open):
+        io.forget()
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class StdioPlan(NamedTuple):
@@ -112,6 +137,7 @@ class StdioPlan(NamedTuple):
         """Open all of it into `io`. Raises UsageError, or OSError for a file that cannot be opened."""
         if self.stdin is None and self.stdout is None and self.stderr is None and not self.watched:
             return
+        _open.add(io)
         self._stdin(io)
         self._output(io, 1, self.stdout, "stdout")
         if self.stderr == STDOUT and isinstance(self.stderr, int):
@@ -145,10 +171,12 @@ class StdioPlan(NamedTuple):
             receiver = None if destination is None else _receiver(number, destination, io)
             read, write = _pipe()
             if receiver is None:
-                io.outputs[number - 1] = Capture(read, self.output_limit)
+                output: Output = Capture(read, self.output_limit)
             else:
                 io.for_child.remove(receiver)
-                io.outputs[number - 1] = Relay(read, receiver, self.output_limit)
+                output = Relay(read, receiver, self.output_limit)
+            output.number = number
+            io.outputs += (output,)
         io.for_child.append(write)
         io.child[number] = write
         os.set_blocking(read, False)

@@ -1,40 +1,71 @@
-"""Who is still in a cgroup, by name."""
+"""Who is still in a cgroup, by name.
+
+Reading another process's command line waits for the lock of its memory, for as long as a file system that it uses does
+not answer (proc_pid_cmdline(5) does not say so). So that is done by a thread that nobody waits for; all else here comes
+from /proc/PID/stat, which cannot block.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import os
+from collections.abc import Sequence
+from typing import Final
 
 from pinfold.cgroup.group import proc_is_ours
 from pinfold.result import Stray, Stuck
 
-NAMED_AT_MOST = 64  # naming costs a quarter of a millisecond each; all are counted
+NAMED_AT_MOST: Final = 64  # the others are counted
+_ARGV_AT_MOST: Final = 1 << 17  # bytes
 
 
-def describe(pids: list[int]) -> list[Stray]:
-    """Names of the first of these processes. What has gone, or cannot be read, is None: naming must not fail."""
+class Naming:
+    """The names of some processes, as they come in."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        """What /proc/PID/stat says, at once. What has gone, or cannot be read, is None: naming must not fail."""
+        pids = pids[:NAMED_AT_MOST]
+        self._known = [_by_stat(pid) for pid in pids] if proc_is_ours() else [Stray(pid) for pid in pids]
+        self._argv: dict[int, list[str] | None] = {}
+
+    @property
+    def may_have_argv(self) -> bool:
+        """Whether it is worth asking for command lines."""
+        return any(stray.comm is not None for stray in self._known)
+
+    def read_argv(self) -> None:
+        """Read the command lines, one after the other. Can block for as long as one of these processes lives."""
+        for stray in self._known:
+            if stray.comm is not None:
+                self._argv[stray.pid] = _argv(stray.pid)
+
+    def strays(self) -> list[Stray]:
+        """What is known by now."""
+        return [stray._replace(argv=self._argv.get(stray.pid)) for stray in self._known]
+
+
+def _by_stat(pid: int) -> Stray:
+    text = _read(f"/proc/{pid}/stat")
+    # The name may hold spaces and parentheses; what follows the last ")" does not.
+    before, _, after = text.rpartition(b")")
+    fields = after.split()
     try:
-        import psutil  # 15-25 ms, and only wanted where something strayed
-    except (OSError, ImportError):  # out of descriptors
-        return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
-    if not proc_is_ours():
-        return [Stray(pid) for pid in pids[:NAMED_AT_MOST]]
-    found = []
-    for pid in pids[:NAMED_AT_MOST]:
-        try:
-            process = psutil.Process(pid)
-            with process.oneshot():
-                stray = Stray(pid, process.ppid(), comm=printable(process.name()))
-        except (psutil.Error, OSError, ValueError):
-            found.append(Stray(pid))
-            continue
-        with contextlib.suppress(OSError):
-            stray = stray._replace(sid=os.getsid(pid))
-        with contextlib.suppress(psutil.Error, OSError):
-            # Empty for a process whose leader thread has exited.
-            stray = stray._replace(argv=[printable(argument) for argument in process.cmdline()] or None)
-        found.append(stray)
-    return found
+        comm = before.split(b"(", 1)[1].decode("utf-8", "backslashreplace")
+        return Stray(pid, int(fields[1]), int(fields[3]), comm)
+    except (IndexError, ValueError):
+        return Stray(pid)
+
+
+def _argv(pid: int) -> list[str] | None:
+    # Empty for a zombie, and for a process whose leader thread has exited.
+    text = _read(f"/proc/{pid}/cmdline")
+    words = text.removesuffix(b"\0").split(b"\0")
+    return [word.decode("utf-8", "backslashreplace") for word in words] if text else None
+
+
+def _read(path: str) -> bytes:
+    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
+        return file.read(_ARGV_AT_MOST) or b""
+    return b""
 
 
 def stuck(pid: int) -> Stuck:
@@ -42,14 +73,12 @@ def stuck(pid: int) -> Stuck:
     if not proc_is_ours():
         return Stuck(pid)
     found = Stuck(pid)
-    with contextlib.suppress(OSError, ValueError, LookupError):
-        with open(f"/proc/{pid}/status", encoding="utf-8", errors="surrogateescape") as file:
-            lines = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+    with contextlib.suppress(ValueError, LookupError):
+        text = _read(f"/proc/{pid}/status").decode("utf-8", "surrogateescape")
+        lines = dict(line.split(":\t", 1) for line in text.split("\n") if ":\t" in line)
         found = Stuck(pid, printable(lines["Name"]), lines["State"][0], None, int(lines["TracerPid"]))
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/wchan", encoding="ascii", errors="replace") as file:
-        wchan = file.read()
-        found = found._replace(wchan=wchan if wchan not in ("", "0") else None)  # 0: not waiting, or not for our eyes
-    return found
+    wchan = _read(f"/proc/{pid}/wchan").decode("ascii", "replace")
+    return found._replace(wchan=wchan if wchan not in ("", "0") else None)  # 0: not waiting, or not for our eyes
 
 
 def printable(text: str) -> str:

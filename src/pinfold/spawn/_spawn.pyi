@@ -1,19 +1,30 @@
-def spawn(
-    argv: list[bytes],
-    paths: list[bytes],
-    env: list[bytes],
-    cwd: bytes | None,
-    fds: tuple[int, int, int],
-    cgroup: int,
-    new_session: bool,
-    umask: int,
-    rlimits: bytes,
-    groups: bytes | None,
-    gid: int,
-    uid: int,
-    no_new_privs: bool,
-    keep_ignored: int,
-    orphan: bool,
-    born: list[tuple[int, int, bool]],
-    /,
-) -> None: ...
+from typing import final
+
+@final
+class Child:
+    @property
+    def pid(self) -> int: ...
+    @property
+    def pidfd(self) -> int: ...
+    @property
+    def moved(self) -> int: ...
+    def start(
+        self,
+        argv: list[bytes],
+        paths: list[bytes],
+        env: list[bytes],
+        steps: bytes,
+        cgroup: int,
+        detach: int,
+        orphan: bool = False,
+        /,
+    ) -> None: ...
+    def wait_detached(self, seconds: float, /) -> bool: ...
+    def wait_exec(self, seconds: float, /) -> bool: ...
+    def failure(self) -> tuple[int, str, bytes | None] | None: ...
+    def reap(self) -> int | None: ...
+    def take_pidfd(self) -> int: ...
+    def close(self) -> None: ...
+
+def prctl(option: int, value: int, /) -> int: ...
+def signalfd(signals: list[int], /) -> int: ...

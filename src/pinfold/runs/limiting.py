@@ -1,9 +1,10 @@
-"""Ceilings: the limits of a run, imposed before anything is in its cgroup, and what they did in the end."""
+"""The limits of a run: applied before anything is in its cgroup, and what they did in the end."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from pinfold.backend import Asked, Scope
@@ -21,38 +22,33 @@ if TYPE_CHECKING:
 
 RESOURCES: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
 _SLOW: Final = 0.1  # CPUs
-NOTHING_STRUCK: Final = Events()
 
 
-class Ceilings:
+class AppliedLimits:
     """The limits of one run: what was asked, what is in force, and in the end what they did."""
 
     def __init__(self, asked: Asked, scope: Scope, stall_timeout: float) -> None:
-        """Impose them on a cgroup that nothing is in yet. Raises Unsupported or CgroupError; see `_impose`."""
+        """Apply them to a cgroup that nothing is in yet. Raises Unsupported or CgroupError; see `_apply`."""
         self._scope, self._stall_timeout = scope, stall_timeout
         if stall_timeout < INFINITY:
             _require_stall_guard(scope)
         self.limits = (
-            {"asked": {}, "applied": {}, "missing": {}} if asked.limits is None else _impose(asked.limits, scope)
+            {"asked": {}, "applied": {}, "missing": {}} if asked.limits is None else _apply(asked.limits, scope)
         )
         self._before = {} if scope.above is None else scope.above.counts()
         self._watch: MemoryWatch | None = None
         self._cpu_max: str | None = None
         self._unit_cpu_max: str | None = None
-        self.events = NOTHING_STRUCK
 
     def watch(self, start: float) -> bool:
-        """Begin to look at its memory; False: there is no controller to tell, and `look` need not be called."""
+        """Begin to look at its memory. False: there is no controller to tell, and `look` need not be called."""
         if self._scope.above is None:
             return False
         self._watch = MemoryWatch(self._scope.cgroup, self._stall_timeout, start)
         return True
 
     def look(self, now: float) -> bool:
-        """Whether it is stuck at its memory limit, or the kernel finds nothing to kill there.
-
-        To be asked each `LOOK` seconds.
-        """
+        """Whether it is stuck at its memory limit, or the kernel finds nothing to kill there; ten times a second."""
         return self._watch is not None and self._watch.look(now)
 
     def advice(self, error: SpawnError) -> str | None:
@@ -62,31 +58,33 @@ class Ceilings:
             return f"its memory limit of {memory} bytes may be too small to start in"
         return None
 
-    def let_start(self) -> None:
-        """Before the spawn, lift a cpu_max by which it would take seconds: we wait in it, and keep no time until then.
+    def relax_for_exec(self) -> bool:
+        """Raise a very low cpu.max while the command starts: at 1 % of a CPU exec alone takes 100 ms.
 
-        execve(2) costs a millisecond of CPU time or more, and at 1 % of a CPU that is all there is in a tenth of a
-        second. `hold` follows at once.
+        Whether it was raised; then `restore_cpu` has to follow the exec.
         """
         applied = self.limits["applied"].get("cpu_max")
         if isinstance(applied, float) and applied < _SLOW:
             self._cpu_max = self._scope.cgroup.read("cpu.max")
-            self.lift_cpu()
+            self.relax_cpu()
+            return True
+        return False
 
-    def hold(self) -> None:
-        """After the spawn, put in force again what `let_start` lifted. Raises CgroupError."""
+    def restore_cpu(self) -> None:
+        """Put in force again what `relax_for_exec` raised. Raises CgroupError."""
         if self._cpu_max is None:
             return
         self._scope.cgroup.set("cpu.max", self._cpu_max.strip())
+        self._cpu_max = None
         if self._unit_cpu_max is not None:
             with contextlib.suppress(OSError):  # the run's own is the limit; the unit's is for show
                 control.exchange(next(above(self._scope.place)), "cpu.max", self._unit_cpu_max)
 
-    def lift_cpu(self) -> None:
+    def relax_cpu(self) -> None:
         """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds.
 
-        The file of the run's own unit is systemd's, and only borrowed: until `hold`, or until the unit ends, which is
-        next.
+        The file of the run's own unit is systemd's, and only borrowed: until `restore_cpu`, or until the unit ends,
+        which is next.
         """
         if "cpu_max" not in self.limits["applied"]:
             return
@@ -101,24 +99,25 @@ class Ceilings:
         """The parts of its memory, as far as they were seen while it ran."""
         return {} if self._watch is None else self._watch.parts
 
-    def reckon(self, texts: dict[str, str], *, stall: bool) -> None:
-        """What they did to the run, by its accounts (their texts) once nothing is left of it."""
+    def evaluate(self, texts: Mapping[str, str], *, stall: bool) -> Events | None:
+        """What they did to the run, by its accounts (their texts) once nothing is left of it. None: nobody counts."""
         scope = self._scope
         if not scope.controllers and not stall:
-            return
+            return None
         memory, pids = flat_keyed(texts.get("memory.events", "")), flat_keyed(texts.get("pids.events", ""))
         unkillable = self._watch is not None and self._watch.unkillable
-        self.events = Events(memory.get("oom"), memory.get("oom_kill"), pids.get("max"), stall=stall and not unkillable)
+        events = Events(memory.get("oom"), memory.get("oom_kill"), pids.get("max"), stall=stall and not unkillable)
         if stall:
-            self.events = self.events._replace(oom_by="own", oom_cgroup=scope.cgroup.path)
+            events = events._replace(oom_by="own", oom_cgroup=scope.cgroup.path)
         elif memory.get("oom_kill") and scope.above is not None:
             own = frozenset({scope.cgroup.path} | ({scope.own_unit} if scope.own_unit else set()))
             by, cgroup = oom.verdict(texts, own, self._before, scope.above)
             process = oom.victim(scope.cgroup.path.rpartition("/")[2])
-            self.events = self.events._replace(oom_by=by, oom_cgroup=cgroup, oom_process=process)
+            events = events._replace(oom_by=by, oom_cgroup=cgroup, oom_process=process)
+        return events
 
 
-def _impose(limits: Limits, scope: Scope) -> dict[str, dict[str, Any]]:
+def _apply(limits: Limits, scope: Scope) -> dict[str, dict[str, Any]]:
     """Write each limit that was asked for, and read it back: it is not set until the kernel says so.
 
     Raises Unsupported where a controller is missing, CgroupError where the kernel refuses a value or makes another of
@@ -157,7 +156,7 @@ def _set(setting: Setting, scope: Scope) -> Any:
     for name, found in ((setting.file, text), (f"{setting.file}.effective", effective)):
         if found is not None and not setting.agrees(found):
             refusal = OSError(errno.EINVAL, f"it reads {found.strip()!r} afterwards")
-            raise CgroupError("set", f"{cgroup.path}/{name}", refusal, setting.text, "this kernel or host has it not")
+            raise CgroupError("set", f"{cgroup.path}/{name}", refusal, setting.text, "not supported by this kernel or host")
     return setting.read(text)
 
 
