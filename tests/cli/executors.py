@@ -45,7 +45,7 @@ def execute(labels, runs) -> None:
         started = [fold.start(argv, labels=each, stdout=pinfold.PIPE, stdin=pinfold.DEVNULL) for argv, each in runs]
         for run in started:
             run.stdout.readline()  # it is ready
-        ids = [run._supervision.scope.run_id for run in started]
+        ids = [run.run_id for run in started]
         said = {"fold": fold.path, "guard": fold.guard, "ids": ids, "pids": [run.pid for run in started]}
         print(json.dumps(said), flush=True)
         while at := sys.stdin.readline():

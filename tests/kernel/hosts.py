@@ -345,7 +345,7 @@ def few_descriptors(most: str):
     before, leaks, done = fds(), [], []
     for spare in range(1, int(most)):
         fold = pinfold.Fold(spare=False)
-        base = fold._backend.path
+        base = fold.path
         resource.setrlimit(resource.RLIMIT_NOFILE, (fds() + spare, hard))
         begin = time.monotonic()
         how = "ran"
@@ -422,7 +422,7 @@ def interrupts(count: str):
             for pid in there:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0x40000000)
-    base = fold._backend.path
+    base = fold.path
     alive = 0
     for directory in _directories(base):
         for root, _dirs, _files in os.walk(directory):

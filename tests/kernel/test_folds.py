@@ -18,7 +18,7 @@ def test_two_folds_at_once_do_not_meet(cgroup2):
         first, second = one.start(["sleep", "60"]), two.start(["sleep", "60"])
         with first, second:
             assert {path.name for path in cgroup2.glob("pinfold-*")} == {
-                Path(fold._backend.path).name for fold in (one, two)
+                Path(fold.path).name for fold in (one, two)
             }
             one.close()
             assert first.wait(0).outcome == "canceled"
@@ -50,7 +50,7 @@ def test_closing_a_fold_ends_the_runs_of_other_threads_too(cgroup2, wait_until):
 
     thread = threading.Thread(target=work)
     thread.start()
-    base = cgroup2 / Path(fold._backend.path).name
+    base = cgroup2 / Path(fold.path).name
     wait_until(lambda: any(path.read_text() for path in base.glob("run-*/cgroup.procs")), "the start of the run")
     fold.close()
     thread.join(15)
@@ -61,7 +61,7 @@ def test_closing_a_fold_ends_the_runs_of_other_threads_too(cgroup2, wait_until):
 
 def test_the_base_cgroup_is_there_while_the_fold_is_and_no_longer(cgroup2):
     with pinfold.Fold() as fold:
-        base = cgroup2 / Path(fold._backend.path).name
+        base = cgroup2 / Path(fold.path).name
         fold.run(["true"])
         assert base.is_dir()
     assert not base.exists()

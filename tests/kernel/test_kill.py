@@ -242,7 +242,7 @@ def test_an_exception_at_any_moment_leaves_nothing(cgroup2, monkeypatch, moment,
                 capture_output=True,
             )
         took = time.monotonic() - begin
-        base = cgroup2 / Path(fold._backend.path).name
+        base = cgroup2 / Path(fold.path).name
         left = [path.name for path in base.iterdir() if path.name.startswith("run-")]
         alive = [pid for run in left for pid in (base / run / "cgroup.procs").read_text().split()]
     assert raised, f"{moment} was never called"

@@ -39,8 +39,8 @@ fold = pinfold.Fold(backend="cgroupfs")
 runs = [fold.start(argv, stdout=pinfold.PIPE) for argv in json.loads(sys.argv[1])]
 for run in runs:
     run.stdout.readline()
-say(base=fold._backend._pen.place.directory, guard=fold._backend.guard, pids=[run.pid for run in runs],
-    ids=[run._supervision.scope.run_id for run in runs])
+say(base=fold._backend._pen.place.directory, guard=fold.guard, pids=[run.pid for run in runs],
+    ids=[run.run_id for run in runs])
 exec(sys.argv[2])
 sys.stdin.read()
 """
@@ -532,7 +532,7 @@ class TestGuard:
         assert not any(map(alive, holder.pids))
 
     def test_a_new_one_is_there_for_the_next_run_where_it_was_killed(self, start, ended, unguard, alive):
-        again = "sys.stdin.readline(); r = fold.start(['sleep', '60']); say(guard=fold._backend.guard, pid=r.pid)"
+        again = "sys.stdin.readline(); r = fold.start(['sleep', '60']); say(guard=fold.guard, pid=r.pid)"
         holder = start(then=again)
         unguard(holder)
         holder.process.stdin.write(b"\n")

@@ -225,6 +225,6 @@ def test_a_thread_that_cannot_be_started_leaves_no_command_behind(cgroup2, monke
         with pytest.raises(pinfold.Error, match="no thread for the run"):
             fold.start(["sleep", "60"], stdout=pinfold.PIPE)
         monkeypatch.undo()
-        base = cgroup2 / fold._backend.path.rpartition("/")[2]
+        base = cgroup2 / fold.path.rpartition("/")[2]
         alive = [pid for path in base.glob("run-*/cgroup.procs") for pid in path.read_text().split()]
     assert alive == []

@@ -19,7 +19,7 @@ def fold(request, booted):
 
 
 def unit_of(run):
-    return run._supervision.scope.placement.unit
+    return run.placement.unit
 
 
 def test_a_stopped_scope_cancels_its_run(fold, systemctl):

@@ -21,7 +21,7 @@ line = "setsid sleep 600 & (setsid sleep 600 &) ; kill -STOP $$"
 runs = [fold.start(["sh", "-c", line]) for _ in range(3)]
 child = os.fork() if sys.argv[2] == "forked" else 1
 if child:
-    paths = [run._supervision.scope.placement.cgroup for run in runs]
+    paths = [run.placement.cgroup for run in runs]
     print(fold.guard or 0, *paths, flush=True)
 time.sleep(600)
 """

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from pinfold.backend import Scope, Revocable
+from pinfold.backend import Revocable, Scope
 from pinfold.backend.guard import Guard
 from pinfold.cgroup import control
 from pinfold.cgroup.group import Cgroup

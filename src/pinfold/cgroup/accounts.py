@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from pinfold.cgroup.files import flat_keyed, nested_keyed, number, stall_usec
@@ -26,7 +27,7 @@ def files(controllers: frozenset[str], *, pressure: bool) -> tuple[str, ...]:
     return sum(of_controllers, always)
 
 
-def usage(texts: dict[str, str], parts: dict[str, int] | None = None) -> Usage:
+def usage(texts: Mapping[str, str], parts: Mapping[str, int] | None = None) -> Usage:
     """What the texts of these files say. Each figure that this kernel or this cgroup does not have is None.
 
     `parts`: of its memory, as `memory_parts` saw them while it ran.

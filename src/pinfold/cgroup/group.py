@@ -128,9 +128,10 @@ class Cgroup:
         `until`: on the monotonic clock. A command can make more cgroups than can be read in time.
         """
         found: list[int] = []
-        looked = unlisted = 0
+        looked, unlisted = 0, 1
         with contextlib.suppress(OSError):  # what cannot be listed is still killed, from the top
             found = self._pids_in(self.dir)
+            unlisted = 0
             for _parent, _name, directory in self._below():
                 looked += 1
                 with contextlib.suppress(OSError):

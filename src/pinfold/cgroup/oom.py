@@ -67,7 +67,7 @@ class CgroupsAbove:
             os.close(self._fds.popitem()[1])
 
 
-def verdict(texts: dict[str, str], own: frozenset[str], before: Mapping[str, int], above: CgroupsAbove) -> Verdict:
+def verdict(texts: Mapping[str, str], own: frozenset[str], before: Mapping[str, int], above: CgroupsAbove) -> Verdict:
     """Who killed, by a run's accounts and by what the limits above it counted since `before`. Only if one was killed.
 
     `own`: the cgroups that carry this run's own limit. `below`: one that the command itself set in a cgroup it made.

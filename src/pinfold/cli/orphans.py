@@ -8,18 +8,20 @@ escaped is found by its descent. A library could not tell its host's children fr
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
+import threading
 import time
 from typing import Final
 
 from pinfold.cgroup.group import proc_is_ours
 from pinfold.result import Stray
-from pinfold.runs import strays
+from pinfold.runs.strays import Naming
+from pinfold.spawn._spawn import prctl
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SWEEP_BOUND: Final = 2.0
+_NAMING_BOUND: Final = 0.02
 _PEEK: Final = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -43,7 +45,7 @@ class Orphans:
         end = time.monotonic() + _SWEEP_BOUND
         while self.adopting and _have_children(but=keep) and time.monotonic() < end:
             living = [pid for pid in _living_descendants() if pid != keep]
-            found += strays.describe([pid for pid in living if pid not in {stray.pid for stray in found}])
+            found += _named([pid for pid in living if pid not in {stray.pid for stray in found}])
             for pid in living:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -51,8 +53,21 @@ class Orphans:
         return found
 
 
+def _named(pids: list[int]) -> list[Stray]:
+    """Their names. Command lines come from a thread, as one can keep its reader waiting for as long as it lives."""
+    naming = Naming(pids)
+    if naming.may_have_argv:
+        reader = threading.Thread(target=naming.read_argv, daemon=True)
+        reader.start()
+        reader.join(_NAMING_BOUND)
+    return naming.strays()
+
+
 def _become_subreaper() -> bool:
-    return bool(ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    try:
+        return prctl(_PR_SET_CHILD_SUBREAPER, 1) == 0
+    except OSError:
+        return False
 
 
 def _have_children(but: int | None = None) -> bool:

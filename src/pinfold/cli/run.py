@@ -22,6 +22,9 @@ from pinfold.limits.properties import from_properties
 from pinfold.policy import Policy
 from pinfold.result import Result
 from pinfold.runs.fold import Fold
+from pinfold.runs.loop import Loop
+from pinfold.runs.request import plan
+from pinfold.runs.supervise import Supervision
 
 SIGNAL_GRACE: Final = 5.0  # seconds from a signal to us to the kill, where --grace says nothing
 TIMED_OUT: Final = 124
@@ -112,15 +115,17 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
 
 def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple[Result, int | None]:
     shared = on_terminal()
-    policy = arguments.pop("policy")
     orphans = Orphans()  # before the signals, which may bring a child of ours (witness.py)
     signals = Signals(shared_group=shared, grace=arguments["grace"] or SIGNAL_GRACE)
     try:
+        wanted = plan(argv, start_new_session=not shared, keep_ignored=signals.ignored, **arguments)
         with as_found(), Fold(**place, move_caller=True, spare=False) as fold:
-            policy = Policy(**policy, new_session=not shared, keep_ignored=signals.ignored)
-            run = fold.start(argv, policy=policy, **arguments)
-            signals.attend(run, lambda: orphans.reap(run.pid))
-            result = run.wait()
+
+            def attend(run: Supervision, loop: Loop) -> None:
+                signals.attend(run, loop, lambda: orphans.reap(run.child.pid))
+
+            result = fold.carry_out(wanted, attend)
+            signals.dismiss_witness()
             escaped = orphans.sweep(keep=fold.guard)
             result.receipt = result.receipt._replace(escaped_processes=escaped)
     finally:
@@ -145,7 +150,8 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "stall_timeout": _span(options["stall_timeout"], "--stall-timeout"),
         "unit": options["unit"],
         "labels": choice.labels(options["labels"]),
-        "policy": {"profile": options["profile"], "output_exceeded": "kill"},
+        "policy": Policy(profile=options["profile"]),
+        "output_exceeded": "kill",
     }
 
 

@@ -11,18 +11,23 @@ import contextlib
 import os
 import signal
 import termios
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from pinfold.cli.witness import Witness
-from pinfold.runs.run import Run
+from pinfold.runs.lifecycle import Event
+from pinfold.runs.loop import READABLE, Loop
+from pinfold.runs.supervise import Supervision
+from pinfold.spawn._spawn import signalfd
+from pinfold.units import INFINITY
 
 _FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP")
 _SI_KERNEL: Final = 0x80  # sigaction(2): sent by the kernel, here by the terminal
 _ONE_REQUEST: Final = 0.1  # timeout(1) signals its child and then its group: the same request twice
 _GROUP_FOLLOWS: Final = 0.02  # after how long the second of these has come
+_FREEZE_BOUND: Final = 0.02
+_FREEZE_LOOK: Final = 0.001
 
 
 def on_terminal() -> bool:
@@ -70,9 +75,11 @@ class Signals:
     or ask whether one is sure), but for the hangup.
     """
 
+    scheduled = INFINITY  # for the loop
+
     def __init__(self, *, shared_group: bool, grace: float) -> None:
         """Hold them back from now on, so that none is lost while the command is being started."""
-        self._grace, self._kill_at = grace, 0.0
+        self._grace, self._kill_at = grace, INFINITY
         wanted = [getattr(signal, name) for name in _FORWARDED]
         if shared_group:
             wanted.remove(signal.SIGTSTP)  # the group stops as a whole, we with it
@@ -80,59 +87,68 @@ class Signals:
         self.ignored = [n for n in wanted if signal.getsignal(n) is signal.SIG_IGN]
         self._held = {*wanted, signal.SIGCHLD} - {*self.ignored}
         signal.pthread_sigmask(signal.SIG_BLOCK, self._held)
+        self._fd = signalfd(sorted(self._held))
         self._shared_group = shared_group
         self._witness = Witness() if shared_group else None
         self._last: tuple[int, int, float] = (0, 0, 0.0)
         self.ended_by: int | None = None  # the signal by which its end was asked for
 
-    def attend(self, run: Run, on_child: Callable[[], None]) -> None:
-        """Pass signals on until the run has ended; `on_child` whenever a child of ours may have."""
-        # What came before the command was in our group has reached nobody but us; what came between then and its exec
-        # has killed it, for nothing else can happen to it there. So all that is pending now can be passed on.
-        early = signal.sigpending()
-        main = threading.main_thread().ident
-        assert main is not None
+    def attend(self, run: Supervision, loop: Loop, on_child: Callable[[], None]) -> None:
+        """Have the loop pass signals on to a run that has just been started; `on_child`: a child of ours may be over.
 
-        def announce() -> None:
-            run.ended.wait()
-            signal.pthread_kill(main, signal.SIGCHLD)
+        What came before the command was in our group has reached nobody but us; what came between then and its exec
+        has killed it, for nothing else can happen to it there. So all that is pending now can be passed on.
+        """
+        self._run, self._loop, self._on_child = run, loop, on_child
+        self._early = signal.sigpending()
+        loop.add(self._fd, READABLE, self._take_all, run)
 
-        threading.Thread(target=announce, daemon=True).start()
-        while not run.ended.is_set():
-            info = self._next()
-            if info is None:
-                self._kill(run)
-            elif info.si_signo == signal.SIGCHLD:
-                on_child()
-            elif info.si_signo == signal.SIGTSTP:
-                self._stop(run)
-            else:
-                # The witness is asked in any case: what it has seen must not be taken for the next one.
-                reached = self._reached_the_group(info) and info.si_signo not in early
-                early.discard(signal.Signals(info.si_signo))
-                if self._is_new(info):
-                    self._take(run, info, reached=reached)
-        self._dismiss_witness()
+    def _take_all(self) -> None:
+        while (info := signal.sigtimedwait(self._held, 0)) is not None:
+            self._take_one(info)
 
-    def _next(self) -> signal.struct_siginfo | None:
-        """The next signal; None: the grace is over."""
-        if not self._kill_at:
-            return signal.sigwaitinfo(self._held)
-        return signal.sigtimedwait(self._held, max(0.0, self._kill_at - time.monotonic()))
+    def _take_one(self, info: signal.struct_siginfo) -> None:
+        if info.si_signo == signal.SIGCHLD:
+            self._on_child()
+        elif info.si_signo == signal.SIGTSTP:
+            self._stop()
+        else:
+            # The witness is asked in any case: what it has seen must not be taken for the next one.
+            reached = self._reached_the_group(info) and info.si_signo not in self._early
+            self._early.discard(signal.Signals(info.si_signo))
+            if self._is_new(info):
+                self._pass_on(info, reached=reached)
 
-    def _kill(self, run: Run) -> None:
-        self._kill_at = 0.0
-        run.kill()
+    # ---- as a party to the loop: the end of the grace --------------------------------------------------------
 
-    def _dismiss_witness(self) -> None:
-        """Before anybody looks for children of ours."""
+    @property
+    def deadline(self) -> float:
+        """When the grace is over."""
+        return self._kill_at
+
+    def expire(self, _now: float) -> None:
+        """It is over."""
+        self._kill()
+        self._loop.schedule(self._run)
+
+    def fail(self, error: BaseException) -> None:
+        """In a loop of one run, errors are raised."""
+        raise error
+
+    def _kill(self) -> None:
+        self._kill_at = INFINITY
+        self._run.take(Event.ABORTED)
+
+    def dismiss_witness(self) -> None:
+        """The run is over. Before anybody looks for children of ours. Idempotent."""
         if self._witness is not None:
             self._witness.end()
             self._witness = None
 
     def close(self) -> None:
-        """The run is over: what came too late is dropped; what comes now ends us, should our lines find no reader."""
-        self._dismiss_witness()
+        """What came too late is dropped; what comes now ends us, should our lines find no reader."""
+        self.dismiss_witness()
+        os.close(self._fd)
         while signal.sigtimedwait(self._held, 0):
             pass
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._held)
@@ -154,24 +170,27 @@ class Signals:
         self._last = (info.si_signo, info.si_pid, time.monotonic())
         return (number, sender) != self._last[:2] or self._last[2] - at > _ONE_REQUEST
 
-    def _take(self, run: Run, info: signal.struct_siginfo, *, reached: bool) -> None:
+    def _pass_on(self, info: signal.struct_siginfo, *, reached: bool) -> None:
         number = info.si_signo
         key = reached and info.si_code == _SI_KERNEL
         if number == signal.SIGHUP or (number in (signal.SIGINT, signal.SIGTERM) and not key):
             again, self.ended_by = self.ended_by is not None, number
             if again:
-                self._kill(run)
+                self._kill()
                 return
             self._kill_at = time.monotonic() + self._grace
+            self._loop.schedule(self)
         if self._shared_group:
             if not reached:
-                run.send_signal(number)
+                self._run.signal_main(number)
         else:
-            run.send_signal_to_group(number)  # as timeout(1) does, and as a terminal would
+            self._run.signal_group(number)  # as timeout(1) does, and as a terminal would
 
-    @staticmethod
-    def _stop(run: Run) -> None:
+    def _stop(self) -> None:
         """Ctrl-Z where the command is not in our group: stop its tree, then ourselves; and on, when we go on."""
-        run.pause()
+        until = time.monotonic() + _FREEZE_BOUND
+        self._run.freeze()
+        while not self._run.is_frozen() and time.monotonic() < until:
+            time.sleep(_FREEZE_LOOK)
         os.kill(os.getpid(), signal.SIGSTOP)
-        run.resume()
+        self._run.thaw()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pinfold.result import Events, Stray
+from pinfold.result import Events, Placement, Stray
 
 if TYPE_CHECKING:
     from pinfold.backend import Scope
@@ -39,7 +39,14 @@ class Ending:
     stuck_pids: Sequence[int] = ()
     kill_to_empty: float | None = None
     # What it used, and what its limits did.
-    accounts: Mapping[str, str] = {}  # noqa: RUF012  # never changed
-    parts: Mapping[str, int] = {}  # noqa: RUF012  # never changed
+    accounts: Mapping[str, str] = {}  # never changed
+    parts: Mapping[str, int] = {}  # never changed
     limits: Mapping[str, Mapping[str, Any]] | None = None
     events: Events | None = None
+
+    @property
+    def placement(self) -> Placement:
+        """Where it ran, and how it came there."""
+        if self.pid is None:
+            return self.scope.placement
+        return self.scope.placement._replace(entry="cgroup.procs" if self.moved else "clone3")

@@ -82,14 +82,12 @@ class Fold:
         return result
 
     def carry_out(self, wanted: Plan, attend: Callable[[Supervision, Loop], None] | None = None) -> Result:
-        """Run what was planned, in this thread. `attend`: may watch more in its loop, before anything is started."""
+        """Run what was planned, in this thread. `attend` is called once it was started, and may watch more in its loop."""
         loop = Loop()
         supervision = self._supervision(wanted, loop)
         try:
             self._register(supervision)
-            if attend is not None:
-                attend(supervision, loop)
-            supervision.drive()
+            supervision.drive(attend)
         finally:
             self._running.discard(supervision)
             loop.close()

@@ -241,23 +241,21 @@ def table(*, grace: bool, wait: bool) -> dict[tuple[State, Event], Step]:
 class Lifecycle:
     """One run's way through the table, with its deadlines.
 
-    `deadline`: when `due` has something, at the earliest; in seconds of the driver's monotonic clock. `asking`: the
-    service manager has been asked whether it ended the run, and `ended` waits for the answer.
+    `asking`: the service manager has been asked whether it ended the run, and `ended` waits for the answer.
     """
 
-    __slots__ = ("_bounds", "_last_output", "_pauses", "_start", "_table", "_timers", "asking", "cause", "deadline",
+    __slots__ = ("_armed", "_bounds", "_entered", "_last_output", "_start", "_table", "_timers", "asking", "cause",
                  "exited", "exited_first", "rounds", "signaled_first", "state")  # fmt: skip
 
     def __init__(self, bounds: Bounds = Bounds(), *, wait: bool = False) -> None:  # noqa: B008  # immutable
         self._table = table(grace=bounds.grace > 0, wait=wait)
         self._bounds = bounds
-        self.state = State.NEW
+        self.state = self._armed = State.NEW
         self.cause: Event | None = None
         self.exited = self.exited_first = self.signaled_first = self.asking = False
         self.rounds = 0  # kills so far
-        self.deadline = INFINITY
         self._timers: dict[Event, float] = {}
-        self._start = self._last_output = 0.0
+        self._start = self._last_output = self._entered = 0.0
 
     def on(self, event: Event, now: float) -> tuple[Action, ...]:
         """Take an event; the actions are to be done now, in their order, and what they report is taken after them."""
@@ -274,8 +272,11 @@ class Lifecycle:
         if state is not self.state:
             if state is State.RELEASING and self.asking:
                 state, actions = State.ASKING, ()
-            self.state = state
-            self._enter(state, now)
+            elif state is State.STOPPING:
+                self.signaled_first = True
+            elif state is State.KILLING:
+                self.rounds = 1
+            self.state, self._entered = state, now
         elif event in _AGAIN:
             self._again(event, now)
         return actions
@@ -288,61 +289,66 @@ class Lifecycle:
 
     # ---- deadlines -------------------------------------------------------------------------------------------
 
-    def _enter(self, state: State, now: float) -> None:
-        if state is State.RUNNING:
-            self._arm_limits(now)
-        elif state is not State.LINGERING:
-            keep = _KEPT.get(state)
-            self._timers = {event: at for event, at in self._timers.items() if event in keep} if keep else {}
-            for event, after in _DEADLINES.get(state, ()):
-                self._timers[event] = now + after
-            if state is State.STOPPING:
-                self.signaled_first = True
-                self._timers[Event.GRACE_OVER] = now + self._bounds.grace
-            elif state is State.KILLING:
-                self.rounds = 1
-            elif state is State.DRAINING:
-                patient = now if self._bounds.timeout == INFINITY else max(self._start + self._bounds.timeout, now)
-                self._timers[Event.RECEIVER_OVER] = patient + RECEIVER_BOUND
-        self._set_deadline()
+    @property
+    def deadline(self) -> float:
+        """When `due` has something, at the earliest; in seconds of the driver's monotonic clock."""
+        return min(self._armed_timers().values(), default=INFINITY)
 
-    def _arm_limits(self, now: float) -> None:
+    def _armed_timers(self) -> dict[Event, float]:
+        """Those of the present state. Armed when they are asked for: most states are left at once."""
+        state = self.state
+        if self._armed is not state:
+            self._armed = state
+            if state is State.RUNNING:
+                self._arm_limits()
+            elif state is not State.LINGERING:
+                self._arm(state)
+        return self._timers
+
+    def _arm_limits(self) -> None:
         bounds, timers = self._bounds, self._timers
-        timers[Event.RECORD_DUE] = now + RECORD_AFTER
+        timers[Event.RECORD_DUE] = self._entered + RECORD_AFTER
         if bounds.timeout < INFINITY:
             timers[Event.TIMED_OUT] = self._start + bounds.timeout
         if bounds.idle < INFINITY:
             timers[Event.IDLE_TIMED_OUT] = self._start + bounds.idle
         if bounds.cpu < INFINITY:
-            timers[Event.CPU_LOOK] = now + min(LOOK_LAST, bounds.cpu)
+            timers[Event.CPU_LOOK] = self._entered + min(LOOK_LAST, bounds.cpu)
+
+    def _arm(self, state: State) -> None:
+        keep, now = _KEPT.get(state, ()), self._entered
+        timers = self._timers = {event: at for event, at in self._timers.items() if event in keep}
+        for event, after in _DEADLINES.get(state, ()):
+            timers[event] = now + after
+        if state is State.STOPPING:
+            timers[Event.GRACE_OVER] = now + self._bounds.grace
+        elif state is State.DRAINING:
+            patient = now if self._bounds.timeout == INFINITY else max(self._start + self._bounds.timeout, now)
+            timers[Event.RECEIVER_OVER] = patient + RECEIVER_BOUND
 
     def _again(self, event: Event, now: float) -> None:
         """Arm a look once more; the longer it has taken, the less often."""
+        timers = self._armed_timers()
         if event is Event.LOOK:
-            killed_at = self._timers.get(Event.GAVE_UP, now) - KILL_BOUND
-            pause = min(max((now - killed_at) / 16, LOOK_FIRST), LOOK_LAST)
+            pause = min(max((now - self._entered) / 16, LOOK_FIRST), LOOK_LAST)
         elif event is Event.STILL_POPULATED:
             self.rounds += 1
             pause = KILL_ROUND * self.rounds
         else:
             pause = _AGAIN[event]
-        self._timers[Event.DRAIN_OVER if event is Event.SLOW else event] = now + pause
-        self._set_deadline()
-
-    def _set_deadline(self) -> None:
-        self.deadline = min(self._timers.values(), default=INFINITY)
+        timers[Event.DRAIN_OVER if event is Event.SLOW else event] = now + pause
 
     def due(self, now: float) -> Event | None:
-        """The timer that went off first, once; None: none has."""
-        while self.deadline <= now:
-            event = min(self._timers, key=self._timers.__getitem__)
-            del self._timers[event]
-            if event is Event.IDLE_TIMED_OUT and self._last_output + self._bounds.idle > now:
-                self._timers[event] = self._last_output + self._bounds.idle
-                event = None
-            self._set_deadline()
-            if event is not None:
+        """The timer that went off first, once. None: none has."""
+        timers = self._armed_timers()
+        while timers:
+            event = min(timers, key=timers.__getitem__)
+            if timers[event] > now:
+                return None
+            del timers[event]
+            if event is not Event.IDLE_TIMED_OUT or self._last_output + self._bounds.idle <= now:
                 return event
+            timers[event] = self._last_output + self._bounds.idle
         return None
 
     def started(self, now: float) -> None:
@@ -355,13 +361,11 @@ class Lifecycle:
 
     def look_at(self, event: Event, at: float) -> None:
         """Look at something then, or go on with it: EXEC_LOOK, MEMORY_LOOK, CPU_LOOK, REMOVE_AGAIN, WORK_DUE."""
-        self._timers[event] = at
-        self._set_deadline()
+        self._armed_timers()[event] = at
 
     def look_no_more(self, event: Event) -> None:
         """There is nothing to look at any more."""
-        if self._timers.pop(event, None) is not None:
-            self._set_deadline()
+        self._armed_timers().pop(event, None)
 
     def used_cpu(self, seconds: float, cpus: int, now: float) -> bool:
         """Whether the CPU time it has used is up; else the next look is when it can be, at the earliest."""

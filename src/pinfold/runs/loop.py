@@ -76,8 +76,10 @@ class Loop:
     def drop(self, fd: int) -> None:
         """Forget an fd, before it is closed. One that is not watched is no error."""
         if self._handlers.pop(fd, None):
-            with contextlib.suppress(OSError, ValueError):  # closed behind our back, or with the loop
+            try:
                 self._poll.unregister(fd)
+            except (OSError, ValueError):  # closed behind our back, or with the loop
+                return
 
     def drop_all(self, owner: Driven) -> None:
         """Forget a run with all that is watched for it."""

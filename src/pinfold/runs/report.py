@@ -103,10 +103,7 @@ class Words:
 
     def placement(self) -> Placement:
         """Where it ran."""
-        ending = self._ending
-        if ending.pid is None:
-            return ending.scope.placement
-        return ending.scope.placement._replace(entry="cgroup.procs" if ending.moved else "clone3")
+        return self._ending.placement
 
     def error(self) -> dict[str, Any] | None:
         """What went wrong beside the command."""

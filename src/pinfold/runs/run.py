@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from pinfold import errors, units
-from pinfold.result import Result
+from pinfold.result import Placement, Result
 from pinfold.runs.lifecycle import Event
 from pinfold.runs.loop import READABLE, Loop, SharedLoop
 from pinfold.runs.pipes import Capture, Feed
@@ -125,6 +125,16 @@ class Run:
     def _require_owner(self) -> None:
         if self._pid != os.getpid():
             raise errors.Error(f"{self!r} was started before fork(); only the parent has it")
+
+    @property
+    def run_id(self) -> str:
+        """Its id, as `pinfold ps` shows it and the Result has it."""
+        return self._supervision.ending.scope.run_id
+
+    @property
+    def placement(self) -> Placement:
+        """Where it runs."""
+        return self._supervision.ending.placement
 
     @property
     def returncode(self) -> int | None:

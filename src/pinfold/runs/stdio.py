@@ -12,8 +12,8 @@ import stat
 from collections.abc import Callable
 from typing import IO, Any, Final, NamedTuple
 
-from pinfold.fds import clear_of_stdio
 from pinfold.errors import UsageError
+from pinfold.fds import clear_of_stdio
 from pinfold.runs.pipes import Capture, Feed, Poller, Relay
 from pinfold.spawn.steps import INHERIT
 

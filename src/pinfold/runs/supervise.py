@@ -17,12 +17,14 @@ from typing import Final
 
 from pinfold.backend import Backend
 from pinfold.cgroup import signals
+from pinfold.errors import SpawnError
 from pinfold.lease import record
 from pinfold.runs.ending import Ending
 from pinfold.runs.lifecycle import (
     KILL_BOUND,
     LOOK_EXEC,
     LOOK_MEMORY,
+    RECORD_AFTER,
     REMOVE_BOUND,
     Action,
     Event,
@@ -61,7 +63,7 @@ class Supervision:
         self.scheduled = INFINITY
         self._events: deque[Event] = deque()
         self._taking = False
-        self._reaped = False
+        self._reaped = self._watching = False
         self._shares = False  # until its exec, the child shares more with us than memory
         self._limits: AppliedLimits | None = None
         self._naming: Naming | None = None
@@ -100,10 +102,12 @@ class Supervision:
         self._loop.schedule(self)
         self._loop.wake_by(self.deadline)
 
-    def drive(self) -> None:
+    def drive(self, attend: Callable[[Supervision, Loop], None] | None = None) -> None:
         """From the beginning to the end, in this thread. Whatever is raised meanwhile, nothing of the run is left."""
         try:
             self.begin()
+            if attend is not None:
+                attend(self, self._loop)
             self.attach()
             while not self.ended:
                 self._loop.turn()
@@ -179,8 +183,8 @@ class Supervision:
             self._refused(error)
             self.take(Event.SPAWN_FAILED)
             return
-        # Before it counts as a death of its own; not for one that we have caused.
-        if self.life.cause is None:
+        # Before it counts as a death of its own; not for one that we have caused. A younger run is in no list.
+        if self.life.cause is None and (self.ending.returncode in _OF_A_STOP or clock() - self._began > RECORD_AFTER):
             self._ask_who_canceled()
         self.take(Event.EXITED)
 
@@ -258,7 +262,7 @@ class Supervision:
         if not self._let_go():
             self.life.look_at(Event.EXEC_LOOK, clock() + LOOK_EXEC)
 
-    def _refused(self, error: start.SpawnError) -> None:
+    def _refused(self, error: SpawnError) -> None:
         self.ending.error, self.ending.pid, self.ending.returncode = error, None, None
         if self._limits is not None:
             error.advice = self._limits.advice(error) or error.advice
@@ -309,6 +313,7 @@ class Supervision:
             self.take(Event.POPULATED if self.ending.scope.cgroup.populated() else Event.EMPTY)
 
     def _watch_empty(self) -> None:
+        self._watching = True
         self.add(self.ending.scope.cgroup.events, PRIORITY, self._look)
 
     def _terminate(self) -> None:
@@ -372,7 +377,9 @@ class Supervision:
     def _drain(self) -> None:
         ending = self.ending
         ending.emptied = not ending.stuck_pids
-        self._loop.drop(ending.scope.cgroup.events)
+        if self._watching:
+            self._watching = False
+            self._loop.drop(ending.scope.cgroup.events)
         if self._killed_at and ending.emptied:
             ending.kill_to_empty = clock() - self._killed_at
         if self.io.feed is not None:
@@ -436,12 +443,12 @@ class Supervision:
         self.io.close()
         ending = self.ending
         if hasattr(ending, "scope"):
-            cgroup = ending.scope.cgroup
-            if cgroup.dir >= 0:
-                self._loop.drop(cgroup.events)
+            if self._watching:
+                self._watching = False
+                self._loop.drop(ending.scope.cgroup.events)
             if ending.scope.revocable is not None:
                 self._loop.drop(ending.scope.revocable.fd)
-            cgroup.close()
+            ending.scope.cgroup.close()
         self._loop.forget(self)
         collect()
         if not self._reaped and self.child.pid > 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Final
 
 from pinfold.command import Command
 from pinfold.errors import CommandNotExecutable, CommandNotFound, SpawnError

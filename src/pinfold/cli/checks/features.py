@@ -11,7 +11,7 @@ from pinfold.cgroup import tree
 from pinfold.cgroup.control import given
 from pinfold.cli.checks import Check, read
 from pinfold.cli.checks.trial import Trial
-from pinfold.runs.reap import reap
+from pinfold.runs.reap import remembered
 
 # File in the cgroup of a run, first release, its controller, what is missing without it.
 FILES: Final = (
@@ -88,7 +88,7 @@ def pidfds() -> Iterator[Check]:
         return
     try:
         os.waitpid(child, 0)
-        kept = reap(fd) == 7
+        kept = remembered(fd) == 7
     finally:
         os.close(fd)
     yield Check("pidfd_open", True, "there", needed=True, since="5.3")
