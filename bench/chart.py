@@ -65,9 +65,9 @@ def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 def share(goal: Data, value: float) -> float:
     """How much of what is allowed a value is: at most 1 if the goal is met, whichever way is better."""
     if goal["higher"]:
-        return goal["must"] / value if value else math.inf
+        return float(goal["must"] / value) if value else math.inf
     if goal["must"]:
-        return max(value, 0.0) / goal["must"]
+        return float(max(value, 0.0) / goal["must"])
     return 0.0 if value <= 0 else math.inf
 
 

@@ -22,7 +22,7 @@ BEGIN, END = "<!-- figures: begin (python -m bench --markdown FILE) -->", "<!-- 
 Data = dict[str, Any]
 
 
-def head(rounds: int) -> Data:
+def head(rounds: int, backend: str | None = None) -> Data:
     """What the figures were taken of and on."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], check=False, capture_output=True, text=True, cwd=ground.ROOT
@@ -32,6 +32,7 @@ def head(rounds: int) -> Data:
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "pinfold": pinfold.__version__,
         "commit": commit.stdout.strip() or None,
+        "backend": backend,
         "rounds": rounds,
         "host": {
             "python": platform.python_version(),
@@ -139,7 +140,7 @@ def about(data: Data) -> str:
     """One line: what was measured, and where."""
     host = data["host"]
     return (
-        f"pinfold {data['pinfold']} ({data['commit'] or 'no commit'}), Python {host['python']}, "
+        f"pinfold {data['pinfold']} ({data['commit'] or 'no commit'}, {data['backend']}), Python {host['python']}, "
         f"Linux {host['kernel']}, {host['machine']}, {host['cpus']} CPUs, uid {host['uid']}; "
         f"{data['at']}, {data['rounds']} rounds"
     )

@@ -73,4 +73,4 @@ def _held(fold: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    json.dump({"flood": flood, "soak": soak}[sys.argv[1]](*sys.argv[2:]), sys.stdout)
+    json.dump(flood(*sys.argv[2:]) if sys.argv[1] == "flood" else soak(*sys.argv[2:]), sys.stdout)

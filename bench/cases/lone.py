@@ -53,7 +53,7 @@ TREE = Case(
     "tree", f"the end of {_DAEMONS} daemonized processes", _FLOOR, _tree,
     (Goal(f"{_DAEMONS} daemonized: kill to Result / C floor, `cgroup.kill` to empty",
           _OURS, _FLOOR, 1.3, 1.05),),
-    share=0.1,
+    share=0.2,
 )  # fmt: skip
 SOAK = Case(
     "soak", f"{_RUNS} runs, {_LIVE} live at a time", "before", _soak,

@@ -29,5 +29,5 @@ OUTPUT = Case(
         Goal("1 GiB of output, whole / `capture_output`", _WHOLE, _STANDARD, 0.35, 0.25),
         Goal("1 GiB of output, capped / `capture_output`", _CAPPED, _STANDARD, 0.18, 0.10),
     ),
-    share=0.05,
+    share=0.1,
 )  # fmt: skip

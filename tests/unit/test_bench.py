@@ -97,6 +97,7 @@ def test_the_exit_status_tells_of_a_must_that_was_missed(monkeypatch, capsys, ou
     samples = {"time": {"theirs": [[1.0]] * 3, "ours": [[ours]] * 3}}
     case = Case("fake", "fake", "theirs", lambda _rounds: Measured(samples), (GOAL,))
     monkeypatch.setattr(command, "ALL", (case,))
+    monkeypatch.setattr(command, "_backend", lambda: "none")
     monkeypatch.setattr("sys.argv", ["bench", "--rounds", "3"])
     assert command.main() == status
     assert ("MISSED" in capsys.readouterr().out) is bool(status)
@@ -107,6 +108,7 @@ def test_a_case_that_cannot_be_measured_is_named_and_no_miss(monkeypatch, capsys
         raise Missing("no C compiler (Debian: gcc)")
 
     monkeypatch.setattr(command, "ALL", (Case("fake", "fake", "theirs", measure, (GOAL,)),))
+    monkeypatch.setattr(command, "_backend", lambda: "none")
     monkeypatch.setattr("sys.argv", ["bench"])
     assert command.main() == 0
     out = capsys.readouterr().out
