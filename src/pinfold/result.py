@@ -148,16 +148,16 @@ _LATE = frozenset({"argv", "stdout_stream", "stderr_stream", "usage", "events", 
 class Late(Protocol):
     """Where a Result gets what it is asked for later, if ever: a method for each field, called at most once."""
 
-    def argv(self) -> list[str]: ...
-    def stdout_stream(self) -> Stream: ...
-    def stderr_stream(self) -> Stream: ...
-    def usage(self) -> Usage: ...
-    def events(self) -> dict[str, Any]: ...
-    def limits(self) -> dict[str, dict[str, Any]]: ...
-    def receipt(self) -> Receipt: ...
-    def placement(self) -> Placement: ...
-    def error(self) -> dict[str, Any] | None: ...
-    def limit_hit(self) -> float | None: ...
+    def argv(self) -> list[str]: ...  # noqa: D102
+    def stdout_stream(self) -> Stream: ...  # noqa: D102
+    def stderr_stream(self) -> Stream: ...  # noqa: D102
+    def usage(self) -> Usage: ...  # noqa: D102
+    def events(self) -> dict[str, Any]: ...  # noqa: D102
+    def limits(self) -> dict[str, dict[str, Any]]: ...  # noqa: D102
+    def receipt(self) -> Receipt: ...  # noqa: D102
+    def placement(self) -> Placement: ...  # noqa: D102
+    def error(self) -> dict[str, Any] | None: ...  # noqa: D102
+    def limit_hit(self) -> float | None: ...  # noqa: D102
 
 
 class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
@@ -166,8 +166,9 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
     `returncode` is negative for a signal, and None if there is none: nothing was started, or the host program took
     the status away (outcome `lost`). `stdout` and `stderr` are None unless captured; what was written to them is
     counted in `stdout_stream` and `stderr_stream`. `duration` is in seconds, `started_at` in seconds since 1970.
-    `limit_hit` is the time limit, in seconds, that ended it. `events`: the fields of Events. `limits` has three tables:
-    `asked`, `applied` as the kernel read them back, and `missing`, the reasons for those that a best effort did without.
+    `limit_hit` is the time limit, in seconds, that ended it. `events`: the fields of Events. `limits` has three
+    tables: `asked`, `applied` as the kernel read them back, and `missing`, the reasons for those that a best effort did
+    without.
 
     Most runs are only asked for their status and output, so all else is put into words when it is first asked for.
     """

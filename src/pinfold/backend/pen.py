@@ -120,7 +120,9 @@ class Pen:
         run_id, path = os.urandom(8).hex(), self.place.path
         cgroup = Cgroup.make(self._hierarchy, self._base.dir, path, RUN_PREFIX + run_id, self.controllers)
         placement = self._placement._replace(cgroup=cgroup.path)
-        return Scope(run_id, cgroup, placement, self.place, self.controllers, self._above, self._revocable, self._own_unit)
+        return Scope(
+            run_id, cgroup, placement, self.place, self.controllers, self._above, self._revocable, self._own_unit
+        )
 
     def quarantine(self, scope: Scope) -> None:
         """Take note of a run that is over and could not be removed, for others too: its cgroup says so."""

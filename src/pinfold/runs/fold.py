@@ -82,7 +82,7 @@ class Fold:
         return result
 
     def carry_out(self, wanted: Plan, attend: Callable[[Supervision, Loop], None] | None = None) -> Result:
-        """Run what was planned, in this thread. `attend` is called once it was started, and may watch more in its loop."""
+        """Run what was planned, in this thread. `attend`: called once it was started; may watch more in its loop."""
         loop = Loop()
         supervision = self._supervision(wanted, loop)
         try:

@@ -156,7 +156,8 @@ def _set(setting: Setting, scope: Scope) -> Any:
     for name, found in ((setting.file, text), (f"{setting.file}.effective", effective)):
         if found is not None and not setting.agrees(found):
             refusal = OSError(errno.EINVAL, f"it reads {found.strip()!r} afterwards")
-            raise CgroupError("set", f"{cgroup.path}/{name}", refusal, setting.text, "not supported by this kernel or host")
+            advice = "not supported by this kernel or host"
+            raise CgroupError("set", f"{cgroup.path}/{name}", refusal, setting.text, advice)
     return setting.read(text)
 
 

@@ -94,12 +94,12 @@ class Run:
     def _finish(self) -> None:
         """Called by the loop, once nothing of the run is left."""
         supervision = self._supervision
-        try:
-            if supervision.failure is not None:
-                raise supervision.failure
-            self._result = report(self._plan, supervision.ending)
-        except BaseException as error:  # noqa: BLE001  # it is raised by `wait`
-            self._failure = error
+        self._failure = supervision.failure
+        if self._failure is None:
+            try:
+                self._result = report(self._plan, supervision.ending)
+            except BaseException as error:  # noqa: BLE001  # it is raised by `wait`
+                self._failure = error
         self._forget(supervision)
         with self._ending:
             self.ended.set()

@@ -14,8 +14,6 @@ from pinfold.spawn.steps import HELPER, descriptors
 __all__ = ["Child", "failure", "settle", "start", "start_orphan"]
 
 
-
-
 def start(child: Child, command: Command, steps: bytes, fds: list[int], cgroup: int) -> None:
     """Start a command in the cgroup whose directory is the fd `cgroup`, and return without waiting for its exec.
 

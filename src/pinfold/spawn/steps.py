@@ -39,7 +39,7 @@ def descriptors(stdin: int, stdout: int, stderr: int) -> bytes:
 
 
 def reset_signals(but: Iterable[int] = (), *, keep_mask: bool = False) -> bytes:
-    """Every signal as at boot, `but` those that stay ignored if they are ignored here; unblocked, or as the caller's."""
+    """Every signal as at boot, `but` those that stay ignored if they are so here; unblocked, or as the caller's."""
     mask = _EVERY_SIGNAL
     for number in but:
         mask &= ~(1 << (number - 1))
@@ -98,4 +98,3 @@ HELPER: Final = (
     + _step(_NO_NEW_PRIVS)
 )  # fmt: skip
 """Those of a process of our own beside the runs, but the descriptors."""
-
