@@ -7,11 +7,18 @@ nothing mounted over a path, can lead a privileged write elsewhere.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
 from pinfold.errors import CgroupError, UsageError
 from pinfold.fds import clear_of_stdio
+
+# In one system call what Python takes two for. The guard's last resort does without.
+try:
+    from pinfold.cgroup import _door
+except ImportError:
+    _door = None  # type: ignore[assignment]
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 _ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -34,7 +41,29 @@ class Hierarchy:
         """Open one entry of a held directory. Raises OSError as open(2); the caller says what it was doing."""
         if "/" in name or name in ("", "."):
             raise UsageError(f"cgroup file name {name!r}: must be a single component")
-        return self._checked(os.open(name, flags | _ALWAYS, dir_fd=directory), name)
+        if _door is None or name == "..":  # which leads out of the directory, and is what openat2 keeps us from
+            return self._checked(os.open(name, flags | _ALWAYS, dir_fd=directory), name)
+        try:
+            return _door.open_in(directory, name, flags)
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise self._foreign(name) from error
+            raise
+
+    def read(self, directory: int, name: str) -> str:
+        """The text of one file of a held directory. Raises OSError."""
+        if _door is None:
+            fd = self.open(directory, name, os.O_RDONLY)
+            try:
+                return reread(fd)
+            finally:
+                os.close(fd)
+        try:
+            return _door.read_in(directory, name).decode("ascii", "replace")
+        except OSError as error:
+            if error.errno == errno.EXDEV:
+                raise self._foreign(name) from error
+            raise
 
     def _checked(self, fd: int, name: str) -> int:
         try:
@@ -44,12 +73,18 @@ class Hierarchy:
             raise
         if device != self.device:
             os.close(fd)
-            raise UsageError(f"{name}: is not on the cgroup2 filesystem that was expected there")
+            raise self._foreign(name)
         return fd if fd > 2 else clear_of_stdio(fd)
+
+    @staticmethod
+    def _foreign(name: str) -> UsageError:
+        return UsageError(f"{name}: is not on the cgroup2 filesystem that was expected there")
 
 
 def reread(fd: int) -> str:
     """The text of a file that is kept open, from its start."""
+    if _door is not None:
+        return _door.reread(fd).decode("ascii", "replace")
     text = os.pread(fd, _PAGE, 0)
     if len(text) >= _PAGE:
         while more := os.pread(fd, _PAGE, len(text)):

@@ -153,14 +153,19 @@ class Cgroup:
         return flat_keyed(self.read("cgroup.stat") or "").get("nr_descendants", 0)
 
     def _open_ours(self, directory: int, file: str, flags: int) -> int:
-        """Open a file that the command may have taken the permissions from, as our uid: ours to give back."""
+        """Open a file that the command may have taken the permissions from."""
         try:
             return self._hierarchy.open(directory, file, flags)
         except PermissionError:
-            os.chmod(directory, 0o755)
-            # By its name, as nothing can be opened; in cgroup2 there are no symlinks to follow.
-            os.chmod(file, 0o644, dir_fd=directory)
+            self._give_back(directory, file)
             return self._hierarchy.open(directory, file, flags)
+
+    @staticmethod
+    def _give_back(directory: int, file: str) -> None:
+        """Permissions that the command has taken away as our uid, so they are ours to give back. Raises OSError."""
+        os.chmod(directory, 0o755)
+        # By its name, as nothing can be opened; in cgroup2 there are no symlinks to follow.
+        os.chmod(file, 0o644, dir_fd=directory)
 
     def _pids_of(self, procs: int, directory: int) -> list[int]:
         try:
@@ -210,16 +215,16 @@ class Cgroup:
     def read(self, file: str) -> str | None:
         """The text of one of its files. None: there is no such file, or it refuses (PSI when accounting is off)."""
         fd = self._fds.get(file, -1)
-        held = fd >= 0
         try:
-            if not held:
-                fd = self._open_ours(self.dir, file, os.O_RDONLY)
-            return reread(fd)
+            if fd >= 0:
+                return reread(fd)
+            try:
+                return self._hierarchy.read(self.dir, file)
+            except PermissionError:
+                self._give_back(self.dir, file)
+                return self._hierarchy.read(self.dir, file)
         except OSError:
             return None
-        finally:
-            if not held and fd >= 0:
-                os.close(fd)
 
     def cpu_usec(self) -> int:
         """CPU time of the tree so far, in microseconds (cpu.stat, with or without the cpu controller)."""
