@@ -78,6 +78,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def unit_per_run(self) -> bool:
+        """Whether it makes something for each run alone, which takes time to give back."""
+        ...
+
+    @property
     def lost(self) -> bool:
         """Whether somebody has taken away what the backend made: no run can be started any more."""
         ...

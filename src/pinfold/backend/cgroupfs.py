@@ -52,6 +52,7 @@ class CgroupfsBackend:
         self.path, self.signed = self._pen.place.path, self._pen.signed
 
     lost: Final = False  # nobody manages these cgroups but us
+    unit_per_run: Final = False
 
     @property
     def guard(self) -> int:

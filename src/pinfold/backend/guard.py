@@ -82,7 +82,7 @@ class Guard:
         """Whether it has ended, or does so in the next seconds."""
         if self.fd < 0:
             return True
-        poll = select.poll()
+        poll = select.poll()  # a fresh one, as threads may ask at once
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(within * 1000))
 

@@ -136,6 +136,11 @@ class SystemdBackend:
         return None if self._fold is None else self._fold.unit.guard
 
     @property
+    def unit_per_run(self) -> bool:
+        """Whether each run has a scope of its own."""
+        return self._scope_per_run
+
+    @property
     def lost(self) -> bool:
         """Whether the fold's scope was stopped from outside."""
         return self._fold is not None and self._fold.unit.lost

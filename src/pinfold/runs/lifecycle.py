@@ -165,11 +165,16 @@ CAUSES: Final[dict[Event, Cause]] = {
 Step = tuple[State, tuple[Action, ...]]
 
 
-@cache
-def table(*, grace: bool, wait: bool) -> dict[tuple[State, Event], Step]:
-    """The transitions. `grace`: signal before the kill. `wait`: descendants may outlive the main process.
+Table = dict[State, dict[Event, Step]]
 
-    A pair that is not in the table changes nothing: the event came too late to matter.
+
+@cache
+def table(*, grace: bool, wait: bool, unit: bool) -> Table:
+    """The transitions, by state and then by event.
+
+    `grace`: signal before the kill. `wait`: descendants may outlive the main process. `unit`: something was made for
+    this run alone, and has to be given back. An event that a state has no row for changes nothing: it came too late to
+    matter.
     """
     s, e, a = State, Event, Action
     kill: Step = (s.NAMING, (a.NAME,))
@@ -178,8 +183,8 @@ def table(*, grace: bool, wait: bool) -> dict[tuple[State, Event], Step]:
     settle: Step = (s.SETTLING, (a.LOOK,))
     finish: Step = (s.REMOVING, (a.CLOSE, a.MEASURE, a.REMOVE))
     held: Step = (s.REMOVING, (a.NAME_HELD, a.CLOSE, a.MEASURE, a.REMOVE))
-    ended: Step = (s.RELEASING, (a.RELEASE,))
-    out: dict[tuple[State, Event], Step] = {
+    ended: Step = (s.RELEASING, (a.RELEASE,)) if unit else (s.ENDED, (a.END,))
+    rows: dict[tuple[State, Event], Step] = {
         (s.NEW, e.START): (s.STARTING, (a.SPAWN,)),
         (s.STARTING, e.SPAWNED): (s.RUNNING, ()),
         (s.STARTING, e.SPAWN_FAILED): settle,
@@ -222,20 +227,20 @@ def table(*, grace: bool, wait: bool) -> dict[tuple[State, Event], Step]:
     }
     for cause, how in CAUSES.items():
         for state in (s.RUNNING, s.LINGERING):
-            out[state, cause] = stop if how.gentle else kill
+            rows[state, cause] = stop if how.gentle else kill
         if not how.gentle:
-            out[s.STOPPING, cause] = kill
+            rows[s.STOPPING, cause] = kill
         # Before it is running there is nothing to be gentle with.
-        out[s.NEW, cause] = out[s.STARTING, cause] = kill
+        rows[s.NEW, cause] = rows[s.STARTING, cause] = kill
     for state in (s.RUNNING, s.LINGERING, s.STOPPING, s.NAMING, s.KILLING):
-        out[state, e.EXEC_LOOK] = (state, (a.LOOK_EXEC,))
+        rows[state, e.EXEC_LOOK] = (state, (a.LOOK_EXEC,))
     for state in (s.STOPPING, s.KILLING):
-        out[state, e.WORK_DUE] = (state, (a.WORK,))
+        rows[state, e.WORK_DUE] = (state, (a.WORK,))
     for state in (s.RUNNING, s.LINGERING):
-        out[state, e.CPU_LOOK] = (state, (a.LOOK_CPU,))
-        out[state, e.MEMORY_LOOK] = (state, (a.LOOK_MEMORY,))
-        out[state, e.RECORD_DUE] = (state, (a.RECORD,))
-    return out
+        rows[state, e.CPU_LOOK] = (state, (a.LOOK_CPU,))
+        rows[state, e.MEMORY_LOOK] = (state, (a.LOOK_MEMORY,))
+        rows[state, e.RECORD_DUE] = (state, (a.RECORD,))
+    return {state: {event: step for (of, event), step in rows.items() if of is state} for state in s}
 
 
 class Lifecycle:
@@ -247,8 +252,8 @@ class Lifecycle:
     __slots__ = ("_armed", "_bounds", "_entered", "_last_output", "_start", "_table", "_timers", "asking", "cause",
                  "exited", "exited_first", "rounds", "signaled_first", "state")  # fmt: skip
 
-    def __init__(self, bounds: Bounds = Bounds(), *, wait: bool = False) -> None:  # noqa: B008  # immutable
-        self._table = table(grace=bounds.grace > 0, wait=wait)
+    def __init__(self, bounds: Bounds = Bounds(), *, wait: bool = False, unit: bool = False) -> None:  # noqa: B008
+        self._table = table(grace=bounds.grace > 0, wait=wait, unit=unit)
         self._bounds = bounds
         self.state = self._armed = State.NEW
         self.cause: Event | None = None
@@ -259,27 +264,33 @@ class Lifecycle:
 
     def on(self, event: Event, now: float) -> tuple[Action, ...]:
         """Take an event; the actions are to be done now, in their order, and what they report is taken after them."""
+        step = self._table[self.state].get(event)
         if event is Event.EXITED:
             self.exited = True
-        step = self._table.get((self.state, event))
-        if event in CAUSES and self._is_the_cause(event, step):
+        elif event in CAUSES and self._is_the_cause(event, step):
             self.cause, self.exited_first = event, self.exited
-        if event in _ANSWERS:
-            self.asking = False
         if step is None:
+            if event in _ANSWERS:
+                self.asking = False
             return ()
         state, actions = step
         if state is not self.state:
-            if state is State.RELEASING and self.asking:
-                state, actions = State.ASKING, ()
-            elif state is State.STOPPING:
-                self.signaled_first = True
-            elif state is State.KILLING:
-                self.rounds = 1
+            if state in _MARKED:
+                state, actions = self._mark(state, actions, event)
             self.state, self._entered = state, now
         elif event in _AGAIN:
             self._again(event, now)
         return actions
+
+    def _mark(self, state: State, actions: tuple[Action, ...], event: Event) -> Step:
+        """Take note of a state that something follows from, as it is entered."""
+        if state is State.STOPPING:
+            self.signaled_first = True
+        elif state is State.KILLING:
+            self.rounds = 1
+        elif self.asking and event not in _ANSWERS:
+            return State.ASKING, ()
+        return state, actions
 
     def _is_the_cause(self, event: Event, step: Step | None) -> bool:
         """The first one is. But the manager's answer comes when it comes, and says more than the loss of its unit."""
@@ -397,7 +408,8 @@ class Lifecycle:
         return by_itself
 
 
-_ANSWERS: Final = (Event.REVOKED, Event.NOT_REVOKED, Event.ANSWER_OVER)
+_ANSWERS: Final = frozenset({Event.REVOKED, Event.NOT_REVOKED, Event.ANSWER_OVER})
+_MARKED: Final = frozenset({State.STOPPING, State.KILLING, State.RELEASING, State.ENDED})
 # What is armed when a state is entered; whatever else was armed before is forgotten, but what is kept.
 _DEADLINES: Final[dict[State, tuple[tuple[Event, float], ...]]] = {
     State.NAMING: ((Event.NAMING_OVER, NAMING_BOUND),),

@@ -129,19 +129,20 @@ def plan(
         if stdout is not None or stderr is not None:
             raise UsageError("capture_output says PIPE for stdout and stderr: give one or the other")
         stdout = stderr = PIPE
-    encoding = _encoding(encoding, text=text)
+    if text or encoding is not None:
+        encoding = _encoding(encoding)
     if input is not None:
         if stdin is not None and stdin != PIPE:
             raise UsageError("input goes to stdin: give one or the other")
         stdin = PIPE
     cap = None if output_limit is None else units.size(output_limit, "output_limit")
     bounds = Bounds(
-        _span(timeout, "timeout"),
+        units.INFINITY if timeout is None else units.span(timeout, "timeout"),
         0.0 if grace is None else units.span(grace, "grace"),
-        _span(idle_timeout, "idle_timeout"),
-        _span(cpu_timeout, "cpu_timeout"),
+        units.INFINITY if idle_timeout is None else units.span(idle_timeout, "idle_timeout"),
+        units.INFINITY if cpu_timeout is None else units.span(cpu_timeout, "cpu_timeout"),
         units.signal_number(stop_signal, "stop_signal"),
-        _span(stall_timeout, "stall_timeout"),
+        units.INFINITY if stall_timeout is None else units.span(stall_timeout, "stall_timeout"),
     )
     watched = idle_timeout is not None or cap is not None
     if manual and watched and PIPE in (stdout, stderr):
@@ -167,10 +168,6 @@ def plan(
     )
 
 
-def _span(value: Span, what: str) -> float:
-    return units.INFINITY if value is None else units.span(value, what)
-
-
 def _attributes(umask: int | None, pass_fds: Iterable[int], keep_ignored: Iterable[int], *, core: bool,
                 session: bool) -> Attributes:  # fmt: skip
     if umask is not None and not (type(umask) is int and 0 <= umask <= 0o777):
@@ -192,10 +189,8 @@ def _attributes(umask: int | None, pass_fds: Iterable[int], keep_ignored: Iterab
     )
 
 
-def _encoding(encoding: str | None, *, text: bool | None) -> str | None:
+def _encoding(encoding: str | None) -> str:
     if encoding is None:
-        if not text:
-            return None
         import locale
 
         encoding = locale.getencoding()

@@ -54,7 +54,7 @@ class Supervision:
     def __init__(self, backend: Backend, plan: Plan, loop: Loop, on_end: Callable[[], None] | None = None) -> None:
         """Take note of everything; nothing is opened before `begin`. `on_end`: called once, at its end."""
         self._backend, self.plan, self._loop, self._on_end = backend, plan, loop, on_end
-        self.life = Lifecycle(plan.bounds, wait=plan.wait)
+        self.life = Lifecycle(plan.bounds, wait=plan.wait, unit=plan.asked.unit is not None or backend.unit_per_run)
         self.ending = Ending()
         self.ending.io = self.io = Stdio()
         self.child = Child()
@@ -118,15 +118,19 @@ class Supervision:
             raise self.failure
 
     def take(self, event: Event) -> None:
-        """Queue an event, and work off the queue: events never nest, whatever an action reports."""
-        self._events.append(event)
+        """Queue an event, and work off the queue. Events never nest: what an action reports is queued as well."""
+        queue = self._events
+        queue.append(event)
         if self._taking or self.failure is not None:
             return
         self._taking = True
         try:
-            while self._events:
-                for action in self.life.on(self._events.popleft(), clock()):
-                    _DO[action](self)
+            on = self.life.on
+            while queue:
+                for action in on(queue.popleft(), clock()):
+                    found = _DO[action](self)
+                    if found is not None:
+                        queue.append(found)
         finally:
             self._taking = False
 
@@ -175,18 +179,26 @@ class Supervision:
     # ---- what happens ----------------------------------------------------------------------------------------
 
     def _exited(self) -> None:
+        event = self._look_for_exit()
+        if event is not None:
+            self.take(event)
+
+    def _look_for_exit(self) -> Event | None:
+        """Whether the main process has ended, and whether it ever was the command."""
         if not self._reap():
-            return
-        cgroup = self.ending.scope.cgroup
-        error = start.failure(self.child, self.plan.command, cgroup.path)
-        if error is not None:
+            return None
+        if (error := start.failure(self.child, self.plan.command, self.ending.scope.cgroup.path)) is not None:
             self._refused(error)
-            self.take(Event.SPAWN_FAILED)
-            return
+            return Event.SPAWN_FAILED
         # Before it counts as a death of its own; not for one that we have caused. A younger run is in no list.
         if self.life.cause is None and (self.ending.returncode in _OF_A_STOP or clock() - self._began > RECORD_AFTER):
             self._ask_who_canceled()
-        self.take(Event.EXITED)
+        return Event.EXITED
+
+    def _changed(self) -> None:
+        event = self._look()
+        if event is not None:
+            self.take(event)
 
     def _reap(self) -> bool:
         """Whether the main process has ended, and been collected."""
@@ -211,7 +223,7 @@ class Supervision:
         scope = self.ending.scope
         with contextlib.suppress(OSError):
             if record.attribute(scope.cgroup.dir, record.CANCELED) is not None:
-                self.take(Event.REVOKED)
+                self._events.appendleft(Event.REVOKED)
                 return
         # systemd ends a scope by signals to all in it, in no order: it has to be asked, by a call of the bus.
         if self.ending.returncode in _OF_A_STOP and scope.revocable is not None:
@@ -242,7 +254,7 @@ class Supervision:
 
     # ---- the actions -----------------------------------------------------------------------------------------
 
-    def _spawn(self) -> None:
+    def _spawn(self) -> Event:
         ending, command, cgroup = self.ending, self.plan.command, self.ending.scope.cgroup
         relaxed = self._limits is not None and self._limits.relax_for_exec()
         self._shares = relaxed or command.identity.changes
@@ -252,15 +264,14 @@ class Supervision:
             error = start.failure(self.child, command, cgroup.path)
             assert error is not None
             self._refused(error)
-            self.take(Event.SPAWN_FAILED)
-            return
+            return Event.SPAWN_FAILED
         ending.pid, ending.moved = self.child.pid, bool(self.child.moved)
-        self.take(Event.SPAWNED)
         self._backend.prepare()  # the child is on its way: what is done now costs nobody time
         if self._limits is not None and self._limits.watch(self._began):
             self.life.look_at(Event.MEMORY_LOOK, clock() + LOOK_MEMORY)
         if not self._let_go():
             self.life.look_at(Event.EXEC_LOOK, clock() + LOOK_EXEC)
+        return Event.SPAWNED
 
     def _refused(self, error: SpawnError) -> None:
         self.ending.error, self.ending.pid, self.ending.returncode = error, None, None
@@ -296,25 +307,22 @@ class Supervision:
             run = record.Run(ending.pid, ending.started_at, self.plan.labels)
             record.write(ending.scope.cgroup.dir, record.RUN, run)
 
-    def _look_cpu(self) -> None:
+    def _look_cpu(self) -> Event | None:
         used = self.ending.scope.cgroup.cpu_usec() / 1e6
-        if self.life.used_cpu(used, os.cpu_count() or 1, clock()):
-            self.take(Event.CPU_TIMED_OUT)
+        return Event.CPU_TIMED_OUT if self.life.used_cpu(used, os.cpu_count() or 1, clock()) else None
 
-    def _look_memory(self) -> None:
-        if self._limits is not None and self._limits.look(clock()):
-            self.take(Event.STALLED)
+    def _look_memory(self) -> Event | None:
+        return Event.STALLED if self._limits is not None and self._limits.look(clock()) else None
 
-    def _look(self) -> None:
+    def _look(self) -> Event | None:
         """Ask the kernel. Nobody is left only once it says `populated 0` and the main process has been reaped."""
-        if not self._reaped and self._killed_at:
-            self._exited()
-        elif self._reaped:
-            self.take(Event.POPULATED if self.ending.scope.cgroup.populated() else Event.EMPTY)
+        if not self._reaped:
+            return self._look_for_exit() if self._killed_at else None
+        return Event.POPULATED if self.ending.scope.cgroup.populated() else Event.EMPTY
 
     def _watch_empty(self) -> None:
         self._watching = True
-        self.add(self.ending.scope.cgroup.events, PRIORITY, self._look)
+        self.add(self.ending.scope.cgroup.events, PRIORITY, self._changed)
 
     def _terminate(self) -> None:
         cgroup, number = self.ending.scope.cgroup, self.plan.bounds.signal
@@ -327,25 +335,22 @@ class Supervision:
         )
         self._work()
 
-    def _name(self) -> None:
+    def _name(self) -> Event | None:
         cgroup, ending = self.ending.scope.cgroup, self.ending
         if self._reaped and not cgroup.populated():
-            self.take(Event.EMPTY)
-            return
+            return Event.EMPTY
         pids, ending.unlisted_cgroups = cgroup.list_pids(clock() + _LISTING)
         left = [pid for pid in pids if self._reaped or pid != ending.pid]
         ending.strays = len(left)
         if not left:
-            self.take(Event.NAMED)
-            return
+            return Event.NAMED
         naming = self._naming = Naming(left)
 
         def read() -> Handler:
             naming.read_argv()
             return lambda: self.take(Event.NAMED)
 
-        if not (naming.may_have_argv and self._loop.aside(read, self)):
-            self.take(Event.NAMED)
+        return None if naming.may_have_argv and self._loop.aside(read, self) else Event.NAMED
 
     def _kill(self) -> None:
         self._killed_at = clock()
@@ -374,7 +379,7 @@ class Supervision:
             stuck.add(self.child.pid)
         self.ending.stuck_pids = sorted(stuck)
 
-    def _drain(self) -> None:
+    def _drain(self) -> Event | None:
         ending = self.ending
         ending.emptied = not ending.stuck_pids
         if self._watching:
@@ -384,16 +389,17 @@ class Supervision:
             ending.kill_to_empty = clock() - self._killed_at
         if self.io.feed is not None:
             self.io.feed.close()
-        self.io.take_all()
-        if self.io.drained:
-            self.take(Event.DRAINED)
+        return self._take_all()
 
-    def _look_drain(self) -> None:
-        self.io.take_all()  # the last holder may have gone since we looked
-        if self.io.drained:
-            self.take(Event.DRAINED)
-        else:
-            self.take(Event.SLOW if self.io.receiver_is_slow else Event.HELD)
+    def _take_all(self) -> Event | None:
+        if not self.io.outputs:
+            return Event.DRAINED
+        self.io.take_all()
+        return Event.DRAINED if self.io.drained else None
+
+    def _look_drain(self) -> Event:
+        # The last holder may have gone since we looked.
+        return self._take_all() or (Event.SLOW if self.io.receiver_is_slow else Event.HELD)
 
     def _name_held(self) -> None:
         self.ending.pipe_held = not self.io.drained
@@ -411,30 +417,35 @@ class Supervision:
             ending.events = self._limits.evaluate(ending.accounts, stall=stalled)
             ending.parts = self._limits.parts
 
-    def _remove(self) -> None:
+    def _remove(self) -> Event | None:
         now = clock()
         if self.ending.scope.cgroup.remove_until(now + _SLICE):
             self.ending.removed = True
         elif self.ending.emptied:
             self.life.look_at(Event.REMOVE_AGAIN, now + _ABORT_LOOK)
-            return
-        self.take(Event.REMOVED)
+            return None
+        return Event.REMOVED
 
-    def _release(self) -> None:
-        scope, removed = self.ending.scope, self.ending.removed
-
+    def _release(self) -> Event | None:
         def release() -> Handler:
-            self._backend.release(scope, removed=removed)
+            self._give_back()
             return lambda: self.take(Event.RELEASED)
 
-        if scope.own_unit is None or not self._loop.aside(release, self):
-            release()()
+        if self._loop.aside(release, self):
+            return None
+        self._give_back()
+        return Event.RELEASED
+
+    def _give_back(self) -> None:
+        self._backend.release(self.ending.scope, removed=self.ending.removed)
 
     def _end(self) -> None:
         ending, life = self.ending, self.life
         ending.kill_rounds, ending.cause = life.rounds, life.cause
         own_oom = ending.events is not None and ending.events.oom_by == "own"
         ending.outcome = "spawn_failed" if ending.error else life.outcome(ending.returncode, own_oom=own_oom)
+        if ending.scope.own_unit is None:
+            self._give_back()
         self._close_all()
         self._tell_end()
 
@@ -515,14 +526,14 @@ class Supervision:
             ending.emptied = self._is_empty()
             ending.removed = cgroup.remove_within(REMOVE_BOUND if ending.emptied else 0)
         if hasattr(ending, "scope"):
-            self._backend.release(ending.scope, removed=ending.removed)
+            self._give_back()
         self._close_all()
 
     def _is_empty(self) -> bool:
         return self._reap() and not self.ending.scope.cgroup.populated()
 
 
-_DO: Final[dict[Action, Callable[[Supervision], None]]] = {
+_DO: Final[dict[Action, Callable[[Supervision], Event | None]]] = {
     Action.SPAWN: Supervision._spawn,
     Action.LOOK: Supervision._look,
     Action.WATCH_EMPTY: Supervision._watch_empty,
