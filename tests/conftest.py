@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pinfold.cgroup import control, delegation, tree
+from pinfold.cgroup import controllers, delegation, places
 from pinfold.errors import NoCgroup2, NotDelegated
 
 # What `auto` means to the tests. With "systemd" they run in scopes of pinfold.slice, which systemd collects.
@@ -23,9 +23,9 @@ SLOWNESS = float(os.environ.get("SLOWNESS", "1"))
 DEADLINE = 5.0 * SLOWNESS  # seconds for anything that must settle by itself
 
 
-def _place() -> tree.Place | None:
+def _place() -> places.Place | None:
     try:
-        return tree.delegated_place()
+        return places.delegated_place()
     except (NoCgroup2, NotDelegated):
         return None
 
@@ -40,7 +40,7 @@ def session_cgroup():
     home = Path(place.directory)
     own = home / f"pinfold-tests-{os.getpid()}"
     own.mkdir()
-    before = tree.own_place().directory
+    before = places.own_place().directory
     seat = _seat(place, own)
     (seat / "cgroup.procs").write_text("0")
     yield own
@@ -59,13 +59,13 @@ def session_cgroup():
                 raise
 
 
-def _seat(place: tree.Place, own: Path) -> Path:
+def _seat(place: places.Place, own: Path) -> Path:
     """Where the test process sits: in `own`, or in a leaf below it where `own` has controllers to give to the runs."""
-    if control.is_root(place.directory) or not control.available(place.directory) & control.ACCOUNTING:
+    if controllers.is_root(place.directory) or not controllers.available(place.directory) & controllers.ACCOUNTING:
         return own
     delegation.move_to_leaf(place)  # the shell that started us
-    controllers = control.give(place, control.ACCOUNTING | {"cpuset"})
-    control.give(tree.Place(str(own), f"{place.path}/{own.name}", place.hierarchy), controllers)
+    given = controllers.give(place, controllers.ACCOUNTING | {"cpuset"})
+    controllers.give(places.Place(str(own), f"{place.path}/{own.name}", place.hierarchy), given)
     seat = own / "seat"
     seat.mkdir()
     return seat
@@ -75,7 +75,7 @@ def slice_directory() -> Path | None:
     """The cgroup of pinfold.slice, whether it is there or not; None without systemd."""
     if not delegation.systemd_is_running():
         return None
-    own = tree.own_place()
+    own = places.own_place()
     top = Path(own.directory.removesuffix(own.path))
     uid = os.geteuid()
     manager = Path(f"user.slice/user-{uid}.slice/user@{uid}.service") if uid else Path()

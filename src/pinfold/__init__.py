@@ -29,7 +29,7 @@ from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT
 
 if TYPE_CHECKING:
     from pinfold.limits import Limits
-    from pinfold.unsuccessful import CommandFailed, RunError, TimeoutExpired
+    from pinfold.run_errors import CommandFailed, RunError, TimeoutExpired
 
 __version__ = "0.1.0"
 
@@ -42,10 +42,10 @@ __all__ = [
 
 # Imported when they are named: they bring subprocess and dataclasses with them, which take longer than a run.
 _LATE = {
-    "CommandFailed": "pinfold.unsuccessful",
+    "CommandFailed": "pinfold.run_errors",
     "Limits": "pinfold.limits",
-    "RunError": "pinfold.unsuccessful",
-    "TimeoutExpired": "pinfold.unsuccessful",
+    "RunError": "pinfold.run_errors",
+    "TimeoutExpired": "pinfold.run_errors",
 }
 
 

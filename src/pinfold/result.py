@@ -240,7 +240,7 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
         """Raise TimeoutExpired or CommandFailed unless the command ran to its own end with status 0."""
         if self.ok:
             return
-        from pinfold.unsuccessful import CommandFailed, TimeoutExpired
+        from pinfold.run_errors import CommandFailed, TimeoutExpired
 
         if self.outcome in ("timed_out", "idle_timed_out", "cpu_timed_out"):
             raise TimeoutExpired(self, self.limit_hit or 0.0)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import pinfold
-from pinfold.cgroup import tree
+from pinfold.cgroup import places
 
 CORPUS = Path(__file__).parent / "corpus"
 ENTER = Path(__file__).parent / "enter.py"
@@ -222,7 +222,7 @@ def _scope(result: str) -> list[Path]:
     placement = json.loads(result)["placement"] if result else {}
     if not placement.get("unit"):
         return []
-    own = tree.own_place()
+    own = places.own_place()
     top = own.directory.removesuffix(own.path.rstrip("/"))
     return [Path(top + placement["cgroup"].partition(placement["unit"])[0] + placement["unit"])]
 

@@ -151,7 +151,7 @@ class _Trial:
         stderr = os.memfd_create("stderr")
         self._child = Child(owner, PHASES[phase], writes, stderr)
         os.close(writes)
-        self._asked: injector.Asked | None = None
+        self._asked: injector.ScopeRequest | None = None
         try:
             self._supervise(position, error)
             self._settle()
@@ -191,7 +191,7 @@ class _Trial:
             self._listen()
             if self._number >= 0:
                 if self._asked is None:
-                    self._asked = injector.Asked(self._child.pidfd, self._number, self._listen, position, error)
+                    self._asked = injector.ScopeRequest(self._child.pidfd, self._number, self._listen, position, error)
                     poll.register(self._asked.fd, select.POLLIN)
                 if not self._asked.answer():
                     poll.unregister(self._asked.fd)

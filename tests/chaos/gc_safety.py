@@ -145,10 +145,10 @@ def _only(ground: Ground, live: set[str]) -> bool:
 
 def _guard_of(ground: Ground, owner: int, live: set[str]) -> set[int]:
     """The guard of an executor that may not have told us: as the record on its fold has it."""
-    from pinfold.lease import census
+    from pinfold.lease import find
 
     return {
         fold.owner.guard
-        for fold in census.folds(ground.place)
+        for fold in find.folds(ground.place)
         if fold.owner is not None and fold.owner.pid == owner and fold.owner.guard and fold.place.path not in live
     }

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tests import conftest
 
-from pinfold.cgroup import tree
-from pinfold.lease import census
+from pinfold.cgroup import places
+from pinfold.lease import find
 
 SLOWNESS = conftest.SLOWNESS
 BOUND = 0.2 * SLOWNESS  # seconds from a kill to nothing left
@@ -53,12 +53,12 @@ class Figures:
 class Ground:
     """A cgroup that holds us (in a seat, where it has controllers to give) and all that comes of our executors."""
 
-    def __init__(self, place: tree.Place):
+    def __init__(self, place: places.Place):
         name = f"pinfold-chaos-{os.getpid()}"
-        self._before = tree.own_place().directory
+        self._before = places.own_place().directory
         self.home = Path(place.directory, name)
         self.home.mkdir()
-        self.place = tree.Place(str(self.home), f"{place.path.rstrip('/')}/{name}", place.hierarchy)
+        self.place = places.Place(str(self.home), f"{place.path.rstrip('/')}/{name}", place.hierarchy)
         self._seat = conftest._seat(place, self.home)
         (self._seat / "cgroup.procs").write_text("0")
         self._temporary = tempfile.TemporaryDirectory(prefix=f"{name}-")
@@ -199,17 +199,17 @@ def _argv(pid: int) -> list[bytes]:
 @contextlib.contextmanager
 def ground(below: str | None):
     """A ground in a cgroup that others have made for us, or where we may make one."""
-    made = Ground(tree.delegated_place() if below is None else _given(below))
+    made = Ground(places.delegated_place() if below is None else _given(below))
     try:
         yield made
     finally:
         made.close()
 
 
-def _given(below: str) -> tree.Place:
-    top = census.top()
+def _given(below: str) -> places.Place:
+    top = find.top()
     path = "/" + os.path.relpath(below, top.directory)
-    return tree.Place(below, path if top.path == "/" else top.path + path, top.hierarchy)
+    return places.Place(below, path if top.path == "/" else top.path + path, top.hierarchy)
 
 
 def wait_until(condition, what: str, deadline: float = PATIENCE):

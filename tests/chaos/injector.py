@@ -71,7 +71,7 @@ def install(control: int) -> int:
     return _syscall(_SECCOMP, 1, 8, described)  # SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER
 
 
-class Asked:
+class ScopeRequest:
     """The other side: answers what a process asks, and fails one call of its own."""
 
     def __init__(self, pidfd: int, number: int, is_armed: Callable[[], bool], position: int, error: int):

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from pinfold.cgroup import tree
-from pinfold.lease import census, sweep
+from pinfold.cgroup import places
+from pinfold.lease import find, sweep
 
 CLI = Path(sys.executable).with_name("pinfold")
 SESSION = Path(__file__).parent / "session.py"
@@ -210,8 +210,8 @@ EXECUTORS = Path(__file__).parent / "executors.py"
 
 
 def _path_of(directory: Path) -> str:
-    own = tree.own_place()
-    return next(place.path for place in (own, *tree.above(own)) if place.directory == str(directory))
+    own = places.own_place()
+    return next(place.path for place in (own, *places.ancestors(own)) if place.directory == str(directory))
 
 
 class Executor:
@@ -220,7 +220,7 @@ class Executor:
     def __init__(self, process: subprocess.Popen[bytes], said: dict[str, Any]) -> None:
         self.process = process
         self.fold, self.guard, self.ids, self.pids = said["fold"], said["guard"], said["ids"], said["pids"]
-        self.place = tree.place_at(self.fold)
+        self.place = places.place_at(self.fold)
         self.name = os.path.basename(self.fold)
 
     def outcome(self, at: int = 0) -> list[Any]:
@@ -274,7 +274,7 @@ def executor(cgroup2):
     yield start
     for each in started:
         each.close()
-        list(sweep.sweep(tree.place_at(_path_of(cgroup2))))  # what a test has left of a dead one
+        list(sweep.sweep(places.place_at(_path_of(cgroup2))))  # what a test has left of a dead one
 
 
 @pytest.fixture
@@ -297,8 +297,8 @@ def ask_here(cgroup2, monkeypatch, capsys):
     """As `ask`, in this process: the status, stdout and stderr."""
     from pinfold.cli.main import main
 
-    place = tree.place_at(_path_of(cgroup2))
-    monkeypatch.setattr(census, "top", lambda: place)
+    place = places.place_at(_path_of(cgroup2))
+    monkeypatch.setattr(find, "top", lambda: place)
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # which main replaces
 
     def ask(*arguments: str) -> tuple[int, str, str]:

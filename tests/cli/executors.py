@@ -13,8 +13,8 @@ import sys
 from unittest import mock
 
 import pinfold
-from pinfold.cgroup import tree
-from pinfold.lease import census
+from pinfold.cgroup import places
+from pinfold.lease import find
 
 
 def import_everything() -> None:
@@ -57,14 +57,14 @@ def execute(labels, runs) -> None:
 
 if __name__ == "__main__":
     what, nobody, rest = sys.argv[1], sys.argv[2], sys.argv[3:]
-    place = tree.place_at(rest[0])
+    place = places.place_at(rest[0])
     if nobody:
         import_everything()
         become_nobody(nobody)
     if what == "execute":
         execute(*json.loads(rest[1]))
     else:
-        census.top = lambda: place
+        find.top = lambda: place
         sys.argv[0] = "pinfold"
         from pinfold.cli.main import main
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pinfold.cgroup import delegation, tree
+from pinfold.cgroup import delegation, places
 
 CLI = Path(sys.executable).with_name("pinfold")
 HOSTS = Path(__file__).parent.parent / "kernel"
@@ -112,7 +112,7 @@ def of_any_host(checks):
 
 def each_mount(line):
     """A shell line for each cgroup2 mount of this host."""
-    points = [mount.point for mount in tree.mounts(Path("/proc/self/mountinfo").read_text())]
+    points = [mount.point for mount in places.mounts(Path("/proc/self/mountinfo").read_text())]
     return "; ".join(line.format(shlex.quote(point)) for point in points)
 
 
@@ -174,7 +174,7 @@ def test_auto_is_told_with_its_reason_and_no_scope_stays(cgroup2, wait_until):
     _code, checks, _text = examined(env={**os.environ, "PINFOLD_BACKEND": ""})
     expected = "auto: systemd is the manager here" if delegation.systemd_is_running() else "auto: not systemd, as "
     assert expected in checks["backend"]["found"]
-    tops = [Path(mount.point) for mount in tree.mounts(Path("/proc/self/mountinfo").read_text())]
+    tops = [Path(mount.point) for mount in places.mounts(Path("/proc/self/mountinfo").read_text())]
     wait_until(lambda: not any(list(top.glob("**/pinfold.slice/*.scope")) for top in tops), "scopes were collected")
 
 

@@ -9,7 +9,7 @@ import os
 import pytest
 
 from pinfold.errors import CgroupError
-from pinfold.lease import census
+from pinfold.lease import find
 
 TREE = ["sh", "-c", "trap '' TERM; setsid sleep 60 & sleep 60 & echo ready; wait; sleep 60"]
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
@@ -30,20 +30,20 @@ def test_nothing_to_do_is_nothing_said(ask):
 def test_a_dead_fold_is_removed_and_a_live_one_is_not_touched(executor, ask):
     live, dead = executor([[TREE, {}]]), executor([[TREE, {}]])
     dead.die()
-    assert census.processes(dead.place)  # the negative control: without a guard and a gc they stay
+    assert find.processes(dead.place)  # the negative control: without a guard and a gc they stay
     ended = ask("gc")
     why = f"its owner, process {dead.process.pid}, is gone"
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout == f"removed {dead.fold} ({why}): killed 3 processes\n"
     assert not os.path.exists(dead.place.directory)
-    assert len(census.processes(live.place)) == 3
+    assert len(find.processes(live.place)) == 3
     assert ask("gc").stdout == ""
 
 
 def test_a_dry_run_changes_nothing(executor, ask):
     dead = executor([[TREE, {}]])
     dead.die()
-    there = sorted(census.processes(dead.place))
+    there = sorted(find.processes(dead.place))
     ended = ask("gc", "--dry-run")
     assert ended.returncode == 0
     assert ended.stdout.startswith(f"would remove {dead.fold} (")
@@ -53,7 +53,7 @@ def test_a_dry_run_changes_nothing(executor, ask):
     [found] = facts["swept"]
     assert (found["cgroup"], found["what"], found["action"]) == (dead.fold, "fold", "would remove")
     assert (sorted(found["pids"]), found["left"]) == (there, [])
-    assert sorted(census.processes(dead.place)) == there
+    assert sorted(find.processes(dead.place)) == there
     [found] = swept(ask("gc", "--json"))
     assert (found["action"], sorted(found["pids"])) == ("removed", there)
 
@@ -89,9 +89,9 @@ def test_what_cannot_be_removed_is_said_and_the_next_is_swept_all_the_same(execu
     dead = [executor([[TREE, {}]]) for _ in range(2)]
     for each in dead:
         each.die()
-    from pinfold.cgroup import signals
+    from pinfold.cgroup import kill
 
-    end_all, held = signals.end_all, []
+    end_all, held = kill.end_all, []
 
     def hold_the_first(cgroup, bound):
         """As a tracer or a broken driver does."""
@@ -102,7 +102,7 @@ def test_what_cannot_be_removed_is_said_and_the_next_is_swept_all_the_same(execu
         return cgroup.path not in held and end_all(cgroup, bound)
 
     with monkeypatch.context() as patched:
-        patched.setattr(signals, "end_all", hold_the_first)
+        patched.setattr(kill, "end_all", hold_the_first)
         status, out, _ = ask_here("gc", "--json")
     found = {each["cgroup"]: each for each in json.loads(out)["swept"]}
     assert status == 1
@@ -124,7 +124,7 @@ def test_a_user_sweeps_his_own_and_root_everybodys(delegated, executor, ask):
         of_root.fold: "foreign", of_nobody.fold: "removed"
     }  # fmt: skip
     assert ended.returncode == 0
-    assert len(census.processes(of_root.place)) == 3
+    assert len(find.processes(of_root.place)) == 3
     assert {each["cgroup"]: each["action"] for each in swept(ask("gc", "--json"))} == {of_root.fold: "removed"}
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pinfold.lease import census
+from pinfold.lease import find
 
 TREE = ["sh", "-c", "trap '' TERM; setsid sleep 60 & sleep 60 & echo ready; wait; sleep 60"]
 OBEYS = ["sh", "-c", "echo ready; exec sleep 60"]
@@ -20,7 +20,7 @@ CANCELED = ["canceled", True, True]
 
 def going(executor):
     """The runs that still have processes, by their ids."""
-    return [run.run_id for run in census.members(census.fold_at(executor.place)) if census.processes(run.place)]
+    return [run.run_id for run in find.members(find.fold_at(executor.place)) if find.processes(run.place)]
 
 
 @pytest.mark.parametrize("how", ["{id}", "run-{id}", "{prefix}", "run-{prefix}", "{fold}/run-{id}"])
@@ -92,10 +92,10 @@ def test_what_ignores_the_signal_is_killed_after_the_grace(executor, ask):
 
 def test_a_frozen_run_is_killed(executor, ask, wait_until):
     other = executor([[TREE, {}]])
-    place = census.child(other.place, f"run-{other.ids[0]}")
+    place = find.child(other.place, f"run-{other.ids[0]}")
     with open(f"{place.directory}/cgroup.freeze", "w") as file:
         file.write("1")
-    wait_until(lambda: census.events(place).get("frozen"), "the freeze")
+    wait_until(lambda: find.read_events(place).get("frozen"), "the freeze")
     assert ask("kill", other.ids[0]).returncode == 0
     assert other.outcome() == CANCELED
 
@@ -125,7 +125,7 @@ def test_what_names_nothing_is_one_clear_line(ask_here, arguments, code, said):
 
 def test_a_prefix_of_two_runs_kills_neither(executor, ask, cgroup2):
     other = executor([[OBEYS, {}]])
-    twin = census.child(other.place, f"run-{other.ids[0][:8]}00000000")
+    twin = find.child(other.place, f"run-{other.ids[0][:8]}00000000")
     os.mkdir(twin.directory)
     try:
         os.setxattr(twin.directory, "user.pinfold.run", b'{"schema":1,"pid":1,"started":1}')

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pinfold.cgroup import tree
-from pinfold.lease import census
+from pinfold.cgroup import places
+from pinfold.lease import find
 
 TREE = ["sh", "-c", "setsid sleep 60 & sleep 60 & echo ready; wait"]
 OBEYS = ["sh", "-c", "echo ready; exec sleep 60"]
@@ -91,11 +91,11 @@ def test_labels_choose_runs_and_folds(executor, ask):
 
 def test_a_frozen_run_and_an_ended_one(executor, ask, wait_until):
     other = executor([[OBEYS, {}]])
-    run = census.child(other.place, f"run-{other.ids[0]}")
+    run = find.child(other.place, f"run-{other.ids[0]}")
     Path(run.directory, "cgroup.freeze").write_text("1")
-    wait_until(lambda: census.events(run).get("frozen"), "the freeze")
+    wait_until(lambda: find.read_events(run).get("frozen"), "the freeze")
     assert [run["state"] for run in folds(ask)[0]["runs"]] == ["frozen"]
-    ended = census.child(other.place, "run-0123456789abcdef")
+    ended = find.child(other.place, "run-0123456789abcdef")
     os.mkdir(ended.directory)
     try:
         for quarantined, state in ((False, "ended"), (True, "quarantined")):
@@ -110,7 +110,7 @@ def test_a_frozen_run_and_an_ended_one(executor, ask, wait_until):
 def test_what_a_command_calls_itself_cannot_write_to_the_terminal(executor, ask):
     code = f"open('/proc/self/comm', 'w').write({EVIL[:8]!r}); print(1, flush=True); __import__('time').sleep(60)"
     other = executor([[[sys.executable, "-I", "-S", "-c", code, EVIL], {}]])
-    run = census.child(other.place, f"run-{other.ids[0]}")
+    run = find.child(other.place, f"run-{other.ids[0]}")
     # Records are written by whoever may write the cgroup: the command itself, where it is of the same uid.
     record = {"schema": 1, "pid": other.pids[0], "started": 1, "labels": {EVIL: EVIL}}
     os.setxattr(run.directory, "user.pinfold.run", json.dumps(record).encode())
@@ -127,7 +127,7 @@ def test_what_a_command_calls_itself_cannot_write_to_the_terminal(executor, ask)
 
 def test_a_record_does_not_pass_another_process_off_as_the_command(executor, ask):
     other = executor([[OBEYS, {}]])
-    run = census.child(other.place, f"run-{other.ids[0]}")
+    run = find.child(other.place, f"run-{other.ids[0]}")
     os.setxattr(run.directory, "user.pinfold.run", b'{"schema":1,"pid":%d,"started":1}' % os.getpid())
     [facts] = folds(ask)[0]["runs"]
     assert (facts["main"], facts["processes"]) == (None, 1)
@@ -174,8 +174,8 @@ def test_a_user_sees_those_of_root_and_his_own(delegated, executor, ask):
 @pytest.fixture
 def watch(cgroup2):
     """`pinfold ps --watch` with these arguments; ended by the test."""
-    own = tree.own_place()
-    place = next(p for p in (own, *tree.above(own)) if p.directory == str(cgroup2))
+    own = places.own_place()
+    place = next(p for p in (own, *places.ancestors(own)) if p.directory == str(cgroup2))
     program = Path(__file__).parent / "executors.py"
     started = []
 

@@ -176,9 +176,9 @@ def test_stop_and_continue_go_for_the_whole_tree(start, line_of, wait_until):
 
 
 def _events(cgroup: str) -> str:
-    from pinfold.cgroup import tree
+    from pinfold.cgroup import places
 
-    own = tree.own_place()
+    own = places.own_place()
     root = own.directory.removesuffix(own.path) if own.path != "/" else own.directory
     return Path(root + cgroup, "cgroup.events").read_text()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pinfold.cgroup import tree
+from pinfold.cgroup import places
 
 HERE = Path(__file__).parent
 VILLAINS = HERE.parent / "villains.py"
@@ -154,7 +154,7 @@ def pytest_runtest_teardown(item):
     finally:
         directory = item.funcargs.get("session_cgroup")
         if directory is not None:
-            ours = tree.own_place().directory
+            ours = places.own_place().directory
             for root, children, _files in os.walk(directory, topdown=False):
                 del children
                 if root not in (str(directory), ours):

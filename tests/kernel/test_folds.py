@@ -17,9 +17,7 @@ def test_two_folds_at_once_do_not_meet(cgroup2):
     with pinfold.Fold() as one, pinfold.Fold() as two:
         first, second = one.start(["sleep", "60"]), two.start(["sleep", "60"])
         with first, second:
-            assert {path.name for path in cgroup2.glob("pinfold-*")} == {
-                Path(fold.path).name for fold in (one, two)
-            }
+            assert {path.name for path in cgroup2.glob("pinfold-*")} == {Path(fold.path).name for fold in (one, two)}
             one.close()
             assert first.wait(0).outcome == "canceled"
             assert second.poll() is None
@@ -177,6 +175,6 @@ while True:
             assert other.stdout.readline() == b"ready\n"
             for _ in range(30):
                 with pinfold.Fold(backend="cgroupfs") as fold:
-                    assert fold.signed
+                    assert fold.has_owner_record
         finally:
             other.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pinfold
-from pinfold.lease import census, sweep
+from pinfold.lease import find, sweep
 from pinfold.runs import supervision
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount and to trace")
@@ -88,7 +88,7 @@ def check_held(slowness):
 def test_it_is_named_and_a_sweep_clears_it_while_its_fold_lives(held, check_held, cgroup2, wait_until):
     fold, run, holder = held
     check_held(run, holder)
-    place = census.place_of(str(cgroup2))
+    place = find.place_of(str(cgroup2))
     (swept,) = sweep.sweep(place, bound=0.1)
     assert (swept.what, swept.action, swept.left) == ("run", "left", [run.pid])
     holder.kill()
@@ -116,7 +116,7 @@ def test_a_fold_that_is_closed_meanwhile_is_left_to_its_guard_and_to_the_sweep(h
     check_held(run, holder)
     fold.close()
     (base,) = cgroup2.glob("pinfold-*")
-    place = census.place_of(str(cgroup2))
+    place = find.place_of(str(cgroup2))
     assert [(s.action, s.left, s.why) for s in sweep.sweep(place, bound=0.1)] == [
         ("left", [run.pid], "its fold was closed")
     ]

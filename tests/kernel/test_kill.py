@@ -200,7 +200,7 @@ class _OnceError(BaseException):
 
 
 MOMENTS = [
-    "pinfold.cgroup.signals.freeze",
+    "pinfold.cgroup.kill.freeze",
     "pinfold.runs.strays.describe",
     "pinfold.cgroup.group.Cgroup.pids",
     "pinfold.cgroup.group.Cgroup.kill",

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 import pinfold
-from pinfold.cgroup import tree
-from pinfold.lease import census, owner, record, sweep
-from pinfold.lease.record import Owner, Run
+from pinfold.cgroup import places
+from pinfold.lease import find, owner, record, sweep
+from pinfold.lease.record import OwnerRecord, RunRecord
 from pinfold.lease.sweep import Swept
 
 SLEEP = ["sh", "-c", "echo ready; exec sleep 60"]
@@ -39,7 +39,7 @@ fold = pinfold.Fold(backend="cgroupfs")
 runs = [fold.start(argv, stdout=pinfold.PIPE) for argv in json.loads(sys.argv[1])]
 for run in runs:
     run.stdout.readline()
-say(base=fold._backend._pen.place.directory, guard=fold.guard, pids=[run.pid for run in runs],
+say(base=fold._backend._base.place.directory, guard=fold.guard, pids=[run.pid for run in runs],
     ids=[run.run_id for run in runs])
 exec(sys.argv[2])
 sys.stdin.read()
@@ -137,8 +137,8 @@ def dead(start, unguard):
 @pytest.fixture
 def place(cgroup2):
     """The cgroup of the session."""
-    own = tree.own_place()
-    return next(at for at in (own, *tree.above(own)) if at.directory == str(cgroup2))
+    own = places.own_place()
+    return next(at for at in (own, *places.ancestors(own)) if at.directory == str(cgroup2))
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def sleeper():
 
 def of_the_dead(**changes):
     """The record of a process that was here and is not."""
-    return Owner(2**22 + 1, 5, *owner.world(), os.geteuid(), 1.0)._replace(**changes)
+    return OwnerRecord(2**22 + 1, 5, *owner.world(), os.geteuid(), 1.0)._replace(**changes)
 
 
 def sign(directory, attribute, what):
@@ -257,8 +257,8 @@ class TestSweep:
     def test_the_largest_labels_are_in_the_record(self, cgroup2):
         labels = {f"{number:064d}": "\N{GRINNING FACE}" * 256 for number in range(32)}
         with pinfold.Fold(backend="cgroupfs", labels=labels) as fold:
-            data = os.getxattr(fold._backend._pen.place.directory, record.OWNER)
-            assert Owner.parse(data).labels == labels
+            data = os.getxattr(fold._backend._base.place.directory, record.OWNER)
+            assert OwnerRecord.parse(data).labels == labels
 
 
 class TestForeign:
@@ -428,7 +428,7 @@ class TestQuarantine:
     def test_a_run_that_was_given_up_is_ended_in_a_live_fold(self, start, place, swept, alive, wait_until):
         holder = start(SLEEP, SLEEP)
         given_up, other = holder.runs
-        sign(given_up, record.RUN, Run(None, 1.0, quarantined=True))
+        sign(given_up, record.RUN, RunRecord(None, 1.0, quarantined=True))
         path = f"{place.path.rstrip('/')}/{holder.name}/{given_up.name}"
         expected = Swept(path, "run", "would remove", holder.pids[:1], [], "it is over and was not empty")
         assert swept(dry_run=True) == [expected]
@@ -442,7 +442,7 @@ class TestQuarantine:
 
     def test_a_run_that_goes_on_is_none(self, start, swept, alive):
         holder = start(SLEEP)
-        sign(holder.runs[0], record.RUN, Run(holder.pids[0], 1.0, quarantined=False))
+        sign(holder.runs[0], record.RUN, RunRecord(holder.pids[0], 1.0, quarantined=False))
         assert swept() == []
         os.setxattr(holder.runs[0], record.RUN, b'{"schema":1,"started":1,"quarantined":"yes"}')
         assert swept() == []
@@ -634,9 +634,9 @@ os._exit(0)
     try:
         directory = os.open(base, os.O_RDONLY)
         try:
-            assert not owner.is_held(directory)
+            assert not owner.is_locked(directory)
         finally:
             os.close(directory)
-        assert [one.action for one in sweep.sweep(census.place_of(str(cgroup2)))] == ["removed"]
+        assert [one.action for one in sweep.sweep(find.place_of(str(cgroup2)))] == ["removed"]
     finally:
         os.kill(int(child), signal.SIGKILL)

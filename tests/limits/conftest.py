@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pinfold.cgroup import control, delegation, tree
+from pinfold.cgroup import delegation, places
+from pinfold.cgroup.controllers import available
 from pinfold.errors import NoCgroup2, NotDelegated
 from pinfold.runs.fold import Fold
 
@@ -28,7 +29,7 @@ def controllers(session_cgroup):  # from where that one has put us
         place = delegation.place_for_runs()
     except (NoCgroup2, NotDelegated) as error:
         pytest.skip(f"needs a writable cgroup v2: {error}")
-    found = control.available(place.directory)
+    found = available(place.directory)
     if missing := {"cpu", "memory", "pids"} - found:
         pytest.skip(f"needs the controllers {', '.join(sorted(missing))}, which {place.path} does not have")
     return found
@@ -94,13 +95,13 @@ def poll(slowness):
 @pytest.fixture
 def cgroup_of():
     """The directory of the cgroup that a process is in."""
-    return lambda pid: Path(tree.place_of(pid).directory)
+    return lambda pid: Path(places.place_of(pid).directory)
 
 
 @pytest.fixture(scope="session")
 def mount_point():
     """Where cgroup2 is mounted."""
-    own = tree.own_place()
+    own = places.own_place()
     return own.directory.removesuffix(own.path.rstrip("/")) if own.path != "/" else own.directory
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pinfold import PIPE
-from pinfold.cgroup import tree
+from pinfold.cgroup import places
 
 CLI = Path(sys.executable).with_name("pinfold")
 MIB = 1 << 20
@@ -26,7 +26,7 @@ def guards() -> dict[int, str]:
         try:
             argv = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
             if argv[3:4] == [b"pinfold-guard"] and os.stat(f"/proc/{pid}").st_uid == os.geteuid():
-                found[int(pid)] = tree.place_of(pid).path
+                found[int(pid)] = places.place_of(pid).path
         except OSError:
             continue
     return found
@@ -37,8 +37,8 @@ def test_neither_the_executor_nor_its_guard_is_in_what_a_limit_kills(every_fold,
     limits = {"memory_max": "64M", "pids_max": 9}
     with every_fold.start(worker("hold", 1), limits=limits, stdout=PIPE, timeout=60) as run:
         assert run.stdout.readline() == b"held\n"
-        group = tree.place_of(run.pid)
-        ours = tree.own_place().path
+        group = places.place_of(run.pid)
+        ours = places.own_place().path
         of_this_fold = {pid: path for pid, path in guards().items() if pid not in before} or {
             pid: path for pid, path in before.items() if group.path.startswith(path.removesuffix("guard"))
         }
@@ -60,15 +60,15 @@ def test_neither_the_executor_nor_its_guard_is_in_what_a_limit_kills(every_fold,
 
 HOST = """
     import json, pinfold, sys
-    from pinfold.cgroup import tree
-    found = {"before": tree.own_place().path}
+    from pinfold.cgroup import places
+    found = {"before": places.own_place().path}
     try:
         with pinfold.Fold(backend="cgroupfs", move_caller=sys.argv[1] == "may") as fold:
             result = fold.run(["true"], limits={"memory_max": "32M", "pids_max": 9, "cpu_max": 0.5})
             found["applied"], found["cgroup"] = result.limits["applied"], result.placement.cgroup
     except pinfold.Unsupported as error:
         found["error"], found["fix"] = str(error), error.fix
-    found["after"] = tree.own_place().path
+    found["after"] = places.own_place().path
     print(json.dumps(found))
 """
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import pinfold
-from pinfold.cgroup import tree
+from pinfold.cgroup import places
 from pinfold.cli import gc
-from pinfold.lease import census, sweep
+from pinfold.lease import find, sweep
 
 UNITS = Path(__file__).parent.parent.parent / "systemd"
 INSTALLED = Path("/run/systemd/system")
@@ -39,15 +39,15 @@ def dead_fold(booted, wait_until):
     assert process.stdout is not None
     assert select.select([process.stdout], [], [], 30)[0], "the executor said nothing"
     guard, path = process.stdout.readline().decode().split()
-    place = tree.place_at(path)
-    wait_until(lambda: len(census.processes(place)) >= 2, "the run of the fold")
+    place = places.place_at(path)
+    wait_until(lambda: len(find.processes(place)) >= 2, "the run of the fold")
     process.send_signal(signal.SIGSTOP)  # it would see the end of its guard
     os.kill(int(guard), signal.SIGKILL)
     process.kill()
     process.wait(30)
     process.stdout.close()
     yield place
-    list(sweep.sweep(tree.place_at(os.path.dirname(path)) if os.path.isdir(place.directory) else place))
+    list(sweep.sweep(places.place_at(os.path.dirname(path)) if os.path.isdir(place.directory) else place))
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_the_service_sweeps_a_dead_fold_hardened_as_it_is(installed, dead_fold, 
 
 def test_the_service_leaves_a_live_fold_of_another_user(installed, systemctl, show, wait_until):
     """Whom /proc would not show, were it not for ProtectProc=default."""
-    own = tree.own_place()
+    own = places.own_place()
     home = Path(own.directory) / f"for-nobody-{os.getpid()}"
     home.mkdir()
     for path in (home, home / "cgroup.procs"):
@@ -123,12 +123,12 @@ fold.close()
     try:
         assert select.select([process.stdout], [], [], 30)[0]
         path = process.stdout.readline().strip()
-        assert os.path.isdir(tree.place_at(path).directory)
+        assert os.path.isdir(places.place_at(path).directory)
         collect(systemctl, show)
-        assert census.processes(tree.place_at(path))
+        assert find.processes(places.place_at(path))
     finally:
         process.communicate("", timeout=30)
-        wait_until(lambda: not census.below(tree.Place(str(home), "", own.hierarchy)), "the end of the fold")
+        wait_until(lambda: not find.below(places.Place(str(home), "", own.hierarchy)), "the end of the fold")
         home.rmdir()
     assert process.returncode == 0
 
@@ -139,7 +139,7 @@ def test_a_slice_that_systemd_left_is_stopped(booted, show, wait_until):
     whose = ["--user"] if os.geteuid() else []
     subprocess.run(["busctl", *whose, "call", *manager, *call], check=True, timeout=30, stdout=subprocess.DEVNULL)
     wait_until(lambda: show(SLICE, "ActiveState") == "active", "the slice")
-    top = census.top()
+    top = find.top()
     [found] = gc.idle_slice(top, dry_run=True)
     assert (found["what"], found["action"], found["cgroup"][-13:]) == ("slice", "would remove", SLICE)
     assert show(SLICE, "ActiveState") == "active"
@@ -152,5 +152,5 @@ def test_a_slice_that_systemd_left_is_stopped(booted, show, wait_until):
 def test_a_slice_in_use_is_not_stopped(booted, wait_until):
     with pinfold.Fold(backend="systemd") as fold:
         assert fold.run(["true"]).ok
-        assert list(gc.idle_slice(census.top(), dry_run=False)) == []
+        assert list(gc.idle_slice(find.top(), dry_run=False)) == []
         assert fold.run(["true"]).ok

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from pinfold.cgroup import tree
+from pinfold.cgroup import places
 
-OWN = "from pinfold.cgroup.tree import own_place\nown = lambda: own_place().path"
+OWN = "from pinfold.cgroup.places import own_place\nown = lambda: own_place().path"
 CLI = Path(sys.executable).with_name("pinfold")
 
 
 @pytest.fixture(autouse=True)
 def _session(booted):
     """Skips outside of a login session's scope; a test's own processes are moved, never this one."""
-    path = tree.own_place().path
+    path = places.own_place().path
     if os.geteuid() == 0 or "/session-" not in path:
         pytest.skip(f"needs a user in a login session (session-N.scope), not {path}")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pinfold.cgroup import tree
-from pinfold.lease import census, sweep
+from pinfold.cgroup import places
+from pinfold.lease import find, sweep
 
 OWNER = """
 import os, sys, time, pinfold
@@ -34,7 +34,7 @@ def owner(*arguments: str):
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, process_group=0) as process:
         try:
             guard, *paths = process.stdout.readline().split()
-            top = tree.own_place()
+            top = places.own_place()
             root = top.directory.removesuffix(top.path)
             yield process, int(guard), [Path(root + path) for path in paths]
         finally:
@@ -60,7 +60,7 @@ def test_where_the_guard_was_killed_too_a_sweep_does_it(booted, scopes, wait_unt
         process.kill()
         process.wait(10)
         assert all("populated 1" in (run / "cgroup.events").read_text() for run in runs)
-        swept = [one for one in sweep.sweep(census.top()) if one.action == "removed"]
+        swept = [one for one in sweep.sweep(find.top()) if one.action == "removed"]
         (base,) = (one.cgroup for one in swept)
         assert str(runs[0].parent).endswith(base)
         wait_until(lambda: not any(run.exists() for run in runs), "the runs to go")

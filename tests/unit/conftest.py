@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from pinfold.cgroup.files import Hierarchy
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.places import Place
 
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "pinfold-hypothesis"))
 settings.register_profile("unit", deadline=None, database=None, print_blob=True, max_examples=60)

@@ -6,12 +6,12 @@ import errno
 from types import SimpleNamespace
 
 import pytest
+from pinfold.runs.ceilings import NOTHING_STRUCK, Ceilings
 
-from pinfold.backend import Asked, Scope
+from pinfold.backend import Scope, ScopeRequest
 from pinfold.errors import CgroupError, Unsupported
 from pinfold.limits import Limits
 from pinfold.result import Events, Placement
-from pinfold.runs.ceilings import NOTHING_STRUCK, Ceilings
 from pinfold.units import INFINITY
 
 ALL = frozenset({"cpu", "cpuset", "io", "memory", "pids", "hugetlb"})
@@ -52,7 +52,7 @@ def impose(place):
     def impose(limits=None, cgroup=None, *, controllers=ALL, stall=INFINITY, **more):
         cgroup = cgroup or FakeCgroup()
         scope = Scope("0123456789abcdef", cgroup, Placement("cgroupfs", PATH), place, controllers, **more)
-        return Ceilings(Asked(limits), scope, stall)
+        return Ceilings(ScopeRequest(limits), scope, stall)
 
     return impose
 
@@ -198,7 +198,7 @@ def test_a_cgroup_that_takes_no_more_writes_stops_no_kill(impose):
     assert cgroup.written == [("cpu.max", "50000 100000")]
 
 
-def above(**counts):
+def ancestors(**counts):
     return SimpleNamespace(counts=lambda: counts, complete=True)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 import pinfold
-from pinfold import errors, unsuccessful
+from pinfold import errors, run_errors
 from pinfold.result import Placement, Receipt, Result
 
 ENOENT = OSError(errno.ENOENT, "No such file or directory")
@@ -34,8 +34,8 @@ EXAMPLES = [
     errors.SpawnError("cwd", errno.ENOENT, "'sh'", "the directory is '/x'"),
     errors.CommandNotFound("exec", errno.ENOENT, "'nope'", "not found on PATH '/bin'"),
     errors.CommandNotExecutable("exec", errno.EACCES, "'/etc'", "it is a directory"),
-    unsuccessful.TimeoutExpired(a_result("timed_out", -9), 2.0),
-    unsuccessful.CommandFailed(a_result()),
+    run_errors.TimeoutExpired(a_result("timed_out", -9), 2.0),
+    run_errors.CommandFailed(a_result()),
     errors.UnitError("x.scope", "start", "the job failed", "see the journal"),
 ]
 examples = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
@@ -44,10 +44,10 @@ examples = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(err
 def test_there_is_an_example_of_every_error():
     public = {
         kind
-        for kind in {**vars(errors), **vars(unsuccessful)}.values()
+        for kind in {**vars(errors), **vars(run_errors)}.values()
         if isinstance(kind, type) and issubclass(kind, errors.Error)
     }
-    assert public - {type(error) for error in EXAMPLES} == {errors.Error, unsuccessful.RunError}
+    assert public - {type(error) for error in EXAMPLES} == {errors.Error, run_errors.RunError}
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_there_is_an_example_of_every_error():
         (errors.SpawnError, (OSError,)),
         (errors.CommandNotFound, (errors.SpawnError, FileNotFoundError)),
         (errors.CommandNotExecutable, (errors.SpawnError, PermissionError)),
-        (unsuccessful.TimeoutExpired, (unsuccessful.RunError, subprocess.TimeoutExpired)),
-        (unsuccessful.CommandFailed, (unsuccessful.RunError, subprocess.CalledProcessError)),
+        (run_errors.TimeoutExpired, (run_errors.RunError, subprocess.TimeoutExpired)),
+        (run_errors.CommandFailed, (run_errors.RunError, subprocess.CalledProcessError)),
     ],
 )
 def test_an_error_is_also_what_existing_handlers_catch(kind, parents):
@@ -75,7 +75,7 @@ def test_an_error_is_also_what_existing_handlers_catch(kind, parents):
         (errors.UsageError, 125), (errors.Unsupported, 125), (errors.NoCgroup2, 125), (errors.CgroupError, 125),
         (errors.UnitError, 125),
         (errors.SpawnError, 125), (errors.CommandNotFound, 127), (errors.CommandNotExecutable, 126),
-        (unsuccessful.TimeoutExpired, 124),
+        (run_errors.TimeoutExpired, 124),
     ],
 )  # fmt: skip
 def test_an_error_has_the_exit_code_of_the_contract(kind, code):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinfold.limits import Limits
-from pinfold.limits.files import Setting, cpu_max_text
+from pinfold.limits.cgroup_files import Setting, cpu_max_text
 
 PAGE = os.sysconf("SC_PAGESIZE")
 MOST_PAGES = (2**63 - 1) // PAGE

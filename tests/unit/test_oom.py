@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from pinfold.cgroup import oom
-from pinfold.cgroup.oom import CgroupsAbove, verdict
+from pinfold.cgroup.oom import AncestorOom, verdict
 
 # Derived: the keys, in their order, of mm/memcontrol.c in 5.15 (no oom_group_kill, which came with 5.17) and 6.1.
 KEYS = {
@@ -30,12 +30,12 @@ def texts(kernel="6.1", *, tree, local):
 
 
 @pytest.fixture
-def above(cgroups):
+def ancestors(cgroups):
     """The cgroups over the run; each with the OOM kills at its own limit before it began."""
     cgroups.add("/", cgroup_type=None)
     for path, count in (("/tenant.slice", 3), ("/tenant.slice/jobs", 0), ("/tenant.slice/jobs/runs", 0)):
         cgroups.add(path, memory_events_local=events(oom=count, oom_kill=5))
-    with closing(CgroupsAbove(cgroups.place("/tenant.slice/jobs/runs"))) as found:
+    with closing(AncestorOom(cgroups.place("/tenant.slice/jobs/runs"))) as found:
         yield found
 
 
@@ -97,7 +97,7 @@ def test_a_kill_at_no_limit_is_the_end_of_the_hosts_memory(above):
 def test_a_kill_at_no_limit_that_can_be_seen_in_a_namespace_is_anybodys(cgroups):
     cgroups.add("/", memory_events_local=events())
     cgroups.add("/runs", memory_events_local=events())
-    with closing(CgroupsAbove(cgroups.place("/runs"))) as above:
+    with closing(AncestorOom(cgroups.place("/runs"))) as above:
         assert not above.complete
         assert verdict(texts(**KILLED_FROM_ABOVE), frozenset({RUN}), above.counts(), above) == (None, None)
 
@@ -105,7 +105,7 @@ def test_a_kill_at_no_limit_that_can_be_seen_in_a_namespace_is_anybodys(cgroups)
 def test_a_kernel_without_local_events_tells_of_nobodys_limit(cgroups):
     cgroups.add("/", cgroup_type=None)
     cgroups.add("/runs", memory_events=events(oom=1))
-    with closing(CgroupsAbove(cgroups.place("/runs"))) as above:
+    with closing(AncestorOom(cgroups.place("/runs"))) as above:
         assert above.counts() == {}
         found = {"memory.events": events("5.15", oom=1, oom_kill=1)}
         assert verdict(found, frozenset({RUN}), {}, above) == (None, None)
@@ -132,7 +132,7 @@ def test_a_cgroup_above_that_is_gone_is_left_out(above, monkeypatch):
 def test_a_cgroup_that_is_gone_before_is_left_out(cgroups):
     cgroups.add("/", cgroup_type=None)
     cgroups.add("/runs")
-    with closing(CgroupsAbove(cgroups.place("/runs"))) as above:
+    with closing(AncestorOom(cgroups.place("/runs"))) as above:
         assert above.counts() == {}
         above.close()  # once more is no harm
 

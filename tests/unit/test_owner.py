@@ -14,7 +14,7 @@ import pytest
 
 from pinfold.lease import owner
 from pinfold.lease.owner import World
-from pinfold.lease.record import Owner
+from pinfold.lease.record import OwnerRecord
 
 # A process whose leader thread leaves, and whose other one stays until stdin ends.
 WITHOUT_LEADER = """
@@ -157,7 +157,7 @@ def stat_line_of_latin(pid):
 def of(pid, **changes):
     """The record of a process here and now, with something of it changed."""
     there = {"start_time": owner.start_time(pid), **owner.world()._asdict(), **changes}
-    return Owner(pid=pid, uid=os.geteuid(), opened=1.0, **there)
+    return OwnerRecord(pid=pid, uid=os.geteuid(), opened=1.0, **there)
 
 
 def refuse(*_):
@@ -170,12 +170,12 @@ class TestState:
         assert found == of(os.getpid())._replace(opened=found.opened, guard=17, labels={"job": "1"})
         assert abs(found.opened - time.time()) < 60
         holder = opened()
-        assert owner.hold(holder)
+        assert owner.lock_shared(holder)
         assert owner.state(found, opened()) == "live"
 
     def test_it_dies_with_the_process(self, child, opened, wait_until):
         found, holder = of(child.pid), opened()
-        assert owner.hold(holder)
+        assert owner.lock_shared(holder)
         assert owner.state(found, opened()) == "live"
         child.kill()
         wait_until(lambda: owner.state(found, opened()) == "dead", "its end")
@@ -189,17 +189,17 @@ class TestState:
 
     def test_a_lock_that_a_forked_child_has_inherited_keeps_no_dead_owner_alive(self, child, opened, forked_holder):
         found, ours = of(child.pid), opened()
-        assert owner.hold(ours)
+        assert owner.lock_shared(ours)
         with forked_holder():
             child.kill()
             child.wait()
             probe = opened()
-            assert owner.is_held(probe)
+            assert owner.is_locked(probe)
             assert owner.state(found, probe) == "dead"
 
     def test_an_owner_that_has_lost_its_lock_has_become_another_program(self, opened):
         probe = opened()
-        assert not owner.is_held(probe)
+        assert not owner.is_locked(probe)
         assert owner.state(of(os.getpid()), probe) == "dead"
 
     @pytest.mark.parametrize("kind", ELSEWHERE)
@@ -209,16 +209,16 @@ class TestState:
         for pid, started in ((os.getpid(), None), (2**22 + 1, 5)):
             found = of(pid, start_time=started or owner.start_time(pid), **{kind: ELSEWHERE[kind]})
             assert owner.state(found, probe) == "dead"
-            assert owner.hold(holder)
+            assert owner.lock_shared(holder)
             assert owner.state(found, probe) == "live"
-            owner.let_go(holder)
+            owner.unlock(holder)
             assert owner.state(found, probe) == "dead"
 
     def test_so_it_does_where_proc_is_that_of_another_pid_namespace(self, opened, monkeypatch):
         monkeypatch.setattr(owner, "proc_is_ours", lambda: False)
         holder, probe = opened(), opened()
         assert owner.state(of(os.getpid()), probe) == "dead"
-        assert owner.hold(holder)
+        assert owner.lock_shared(holder)
         assert owner.state(of(2**22 + 1, start_time=5), probe) == "live"
 
     @pytest.mark.parametrize("refusal", [FileNotFoundError, PermissionError])
@@ -231,7 +231,7 @@ class TestState:
         found, holder, probe = of(child.pid), opened(), opened()
         monkeypatch.setattr(owner, "open", hide, raising=False)
         monkeypatch.setattr(os.path, "exists", lambda path: not path.startswith("/proc/"))
-        assert owner.hold(holder)
+        assert owner.lock_shared(holder)
         monkeypatch.setattr(owner, "world", lambda: World(found.boot_id, found.pid_ns, found.time_ns))
         assert owner.state(found, probe) == "live"
         monkeypatch.setattr(os, "kill", refuse)  # it is another user's
@@ -243,18 +243,18 @@ class TestState:
 
     @pytest.mark.parametrize("pid", [2**22 + 1, 2**31, 2**63 - 1])
     def test_a_lock_says_nothing_for_a_pid_that_nobody_has(self, opened, pid):
-        assert owner.hold(opened())
+        assert owner.lock_shared(opened())
         assert owner.state(of(pid, start_time=5), opened()) == "dead"
 
     def test_a_closed_fold_has_no_owner_whoever_lives_or_holds_it(self, opened):
-        assert owner.hold(opened())
+        assert owner.lock_shared(opened())
         for found in (of(os.getpid()), of(os.getpid(), **ELSEWHERE)):
             assert owner.state(found._replace(closed=True), opened()) == "dead"
 
     def test_asking_leaves_no_lock(self, opened):
         probe = opened()
         owner.state(of(os.getpid(), **ELSEWHERE), probe)
-        assert not owner.is_held(opened())
+        assert not owner.is_locked(opened())
 
 
 class TestWorld:
@@ -279,39 +279,39 @@ class TestWorld:
 class TestLease:
     def test_many_hold_it_and_it_is_free_after_the_last(self, opened):
         one, two, probe = opened(), opened(), opened()
-        assert not owner.is_held(probe)
-        assert owner.hold(one)
-        assert owner.hold(two)
-        assert owner.is_held(probe)
-        owner.let_go(one)
-        assert owner.is_held(probe)
-        owner.let_go(two)
-        assert not owner.is_held(probe)
+        assert not owner.is_locked(probe)
+        assert owner.lock_shared(one)
+        assert owner.lock_shared(two)
+        assert owner.is_locked(probe)
+        owner.unlock(one)
+        assert owner.is_locked(probe)
+        owner.unlock(two)
+        assert not owner.is_locked(probe)
 
     def test_closing_lets_go(self, tmp_path, opened):
         probe, holder = opened(), os.open(tmp_path / "cgroup", os.O_RDONLY)
         try:
-            assert owner.hold(holder)
-            assert owner.is_held(probe)
+            assert owner.lock_shared(holder)
+            assert owner.is_locked(probe)
         finally:
             os.close(holder)
-        assert not owner.is_held(probe)
+        assert not owner.is_locked(probe)
 
     def test_a_forked_child_sees_it_held_by_its_parent(self, opened, forked):
         probe = opened()
-        assert forked(lambda: owner.is_held(probe)) == 0
-        assert owner.hold(opened())
-        assert forked(lambda: owner.is_held(probe)) == 1
+        assert forked(lambda: owner.is_locked(probe)) == 0
+        assert owner.lock_shared(opened())
+        assert forked(lambda: owner.is_locked(probe)) == 1
 
     def test_a_forked_child_that_has_inherited_it_holds_it_for_itself(self, tmp_path, opened, forked_holder):
         holder, probe = os.open(tmp_path / "cgroup", os.O_RDONLY), opened()
         try:
-            assert owner.hold(holder)
+            assert owner.lock_shared(holder)
             with forked_holder():
                 fd, holder = holder, -1
                 os.close(fd)
-                assert owner.is_held(probe)
-            assert not owner.is_held(probe)
+                assert owner.is_locked(probe)
+            assert not owner.is_locked(probe)
         finally:
             if holder >= 0:
                 os.close(holder)
@@ -319,37 +319,37 @@ class TestLease:
     def test_letting_go_in_a_forked_child_lets_go_for_all(self, opened, forked):
         """A lock is of the open file description: whoever forks must close, not unlock."""
         holder, probe = opened(), opened()
-        assert owner.hold(holder)
-        assert forked(lambda: owner.let_go(holder) or 0) == 0
-        assert not owner.is_held(probe)
+        assert owner.lock_shared(holder)
+        assert forked(lambda: owner.unlock(holder) or 0) == 0
+        assert not owner.is_locked(probe)
 
     def test_who_probes_for_long_keeps_us_from_it_and_that_is_said(self, opened):
         prober = opened()
         fcntl.flock(prober, fcntl.LOCK_EX)
         began = time.monotonic()
-        assert not owner.hold(opened(), bound=0.02)
+        assert not owner.lock_shared(opened(), bound=0.02)
         assert 0.02 <= time.monotonic() - began < 2
 
     def test_who_probes_for_a_moment_does_not(self, opened):
         prober, holder = opened(), opened()
         fcntl.flock(prober, fcntl.LOCK_EX)
         held = []
-        thread = threading.Thread(target=lambda: held.append(owner.hold(holder, bound=20)))
+        thread = threading.Thread(target=lambda: held.append(owner.lock_shared(holder, bound=20)))
         thread.start()
         fcntl.flock(prober, fcntl.LOCK_UN)
         thread.join(20)
         assert held == [True]
-        assert owner.is_held(prober)
+        assert owner.is_locked(prober)
 
 
 class TestWithoutMakers:
     def test_while_somebody_makes_one_there_is_no_looking(self, opened):
         maker, sweeper = opened(), opened()
-        assert owner.hold(maker)
+        assert owner.lock_shared(maker)
         with owner.without_makers(sweeper) as alone:
             assert alone is False
-        assert owner.is_held(sweeper)  # the maker's, still
-        owner.let_go(maker)
+        assert owner.is_locked(sweeper)  # the maker's, still
+        owner.unlock(maker)
         with owner.without_makers(sweeper) as alone:
             assert alone is True
 
@@ -357,8 +357,8 @@ class TestWithoutMakers:
         maker, sweeper = opened(), opened()
         with owner.without_makers(sweeper) as alone:
             assert alone
-            assert not owner.hold(maker, bound=0)
-        assert owner.hold(maker, bound=0)
+            assert not owner.lock_shared(maker, bound=0)
+        assert owner.lock_shared(maker, bound=0)
 
     def test_two_do_not_look_at_once(self, opened):
         one, two = opened(), opened()
@@ -370,4 +370,4 @@ class TestWithoutMakers:
     def test_an_error_meanwhile_ends_it(self, opened):
         with pytest.raises(ZeroDivisionError), owner.without_makers(opened()):
             raise ZeroDivisionError
-        assert owner.hold(opened(), bound=0)
+        assert owner.lock_shared(opened(), bound=0)

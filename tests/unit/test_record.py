@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pinfold.errors import UsageError
 from pinfold.lease import record
-from pinfold.lease.record import MalformedError, Owner, Run, checked_labels
+from pinfold.lease.record import MalformedError, OwnerRecord, RunRecord, checked_labels
 
 XATTR_SIZE_MAX = 65536  # include/uapi/linux/limits.h
 
@@ -23,10 +23,10 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,63}", fullmatch=True)
 values = st.text(max_size=256).filter(str.isprintable)
 labels = st.dictionaries(names, values, max_size=5)
 owners = st.builds(
-    Owner, pids, numbers, st.text(st.characters(exclude_categories=["Cs"])), numbers, numbers, numbers, times,
+    OwnerRecord, pids, numbers, st.text(st.characters(exclude_categories=["Cs"])), numbers, numbers, numbers, times,
     st.none() | pids, labels, st.booleans(),
 )  # fmt: skip
-runs = st.builds(Run, st.none() | pids, times, labels, st.booleans())
+runs = st.builds(RunRecord, st.none() | pids, times, labels, st.booleans())
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -36,7 +36,7 @@ OWNER = {
     "schema": 1, "pid": 17, "start_time": 5, "boot_id": "b", "pid_ns": 1, "time_ns": 2, "uid": 0, "opened": 1.5,
 }  # fmt: skip
 RUN = {"schema": 1, "pid": 17, "started": 1.5}
-KINDS = [(Owner, OWNER), (Run, RUN)]
+KINDS = [(OwnerRecord, OWNER), (RunRecord, RUN)]
 both = pytest.mark.parametrize(("kind", "fields"), KINDS, ids=["owner", "run"])
 
 
@@ -78,20 +78,20 @@ def written():
 
 @given(owner=owners)
 def test_what_an_owner_writes_is_what_others_read(written, owner):
-    assert Owner.parse(written(owner)) == owner
+    assert OwnerRecord.parse(written(owner)) == owner
 
 
 @given(run=runs)
 def test_what_is_written_of_a_run_is_what_others_read(written, run):
-    assert Run.parse(written(run)) == run
+    assert RunRecord.parse(written(run)) == run
 
 
 @pytest.mark.parametrize("character", ["\N{GRINNING FACE}", "\N{EURO SIGN}", "a", '"', "\\"])
 def test_the_largest_labels_that_are_allowed_fit_into_an_attribute(written, character):
     most = {f"{number:064d}": character * 256 for number in range(32)}
-    owner = Owner(**{key: value for key, value in OWNER.items() if key != "schema"}, labels=checked_labels(most))
+    owner = OwnerRecord(**{key: value for key, value in OWNER.items() if key != "schema"}, labels=checked_labels(most))
     assert len(written(owner)) <= XATTR_SIZE_MAX
-    assert Owner.parse(written(owner)) == owner
+    assert OwnerRecord.parse(written(owner)) == owner
 
 
 @given(value=st.binary())
@@ -105,14 +105,14 @@ def test_the_largest_labels_that_are_allowed_fit_into_an_attribute(written, char
 @example(b'{"schema": -0}')
 @example(b"\0")
 def test_bytes_that_are_no_record_are_refused_and_do_no_harm(value):
-    assert parse(Owner, value) is None
-    assert parse(Run, value) is None
+    assert parse(OwnerRecord, value) is None
+    assert parse(RunRecord, value) is None
 
 
 @given(value=anything)
 def test_json_that_is_no_record_is_refused(value):
-    assert parse(Owner, json.dumps(value).encode()) is None
-    assert parse(Run, json.dumps(value).encode()) is None
+    assert parse(OwnerRecord, json.dumps(value).encode()) is None
+    assert parse(RunRecord, json.dumps(value).encode()) is None
 
 
 @given(value=anything, field=st.sampled_from([*OWNER, "guard", "labels", "closed"]))
@@ -127,7 +127,7 @@ def test_json_that_is_no_record_is_refused(value):
 @example({"\ud800": "\udfff"}, "labels")
 @example({"a": None}, "labels")
 def test_an_owner_with_any_field_replaced_is_refused_or_is_one(value, field):
-    owner = parse(Owner, data(OWNER, **{field: value}))
+    owner = parse(OwnerRecord, data(OWNER, **{field: value}))
     if owner is None:
         return
     counts = (owner.pid, owner.start_time, owner.pid_ns, owner.time_ns, owner.uid)
@@ -147,7 +147,7 @@ def test_an_owner_with_any_field_replaced_is_refused_or_is_one(value, field):
 @example(0, "pid")
 @example(2**63, "pid")
 def test_a_run_with_any_field_replaced_is_refused_or_is_one(value, field):
-    run = parse(Run, data(RUN, **{field: value}))
+    run = parse(RunRecord, data(RUN, **{field: value}))
     if run is None:
         return
     # A pid of 0 or -1 is, to kill(2), everybody.
@@ -163,8 +163,8 @@ NO_NUMBERS = ["NaN", "Infinity", "-Infinity", "-1", "-0.5", "1e999", str(2**63),
 @pytest.mark.parametrize("number", [*NO_NUMBERS, "null"])
 @pytest.mark.parametrize(
     ("kind", "fields", "name"),
-    [(Owner, OWNER, name) for name in ("pid", "start_time", "pid_ns", "time_ns", "uid", "opened")]
-    + [(Run, RUN, "started")],
+    [(OwnerRecord, OWNER, name) for name in ("pid", "start_time", "pid_ns", "time_ns", "uid", "opened")]
+    + [(RunRecord, RUN, "started")],
 )
 def test_a_number_that_is_none_is_refused_by_name(kind, fields, name, number):
     text = data(fields, **{name: "?"}).replace(b'"?"', number.encode())
@@ -173,7 +173,7 @@ def test_a_number_that_is_none_is_refused_by_name(kind, fields, name, number):
 
 
 @pytest.mark.parametrize("number", [*NO_NUMBERS, "0", "1.5"])
-@pytest.mark.parametrize(("kind", "fields", "name"), [(Owner, OWNER, "guard"), (Run, RUN, "pid")])
+@pytest.mark.parametrize(("kind", "fields", "name"), [(OwnerRecord, OWNER, "guard"), (RunRecord, RUN, "pid")])
 def test_a_pid_that_may_be_missing_is_one_if_it_is_there(kind, fields, name, number):
     text = data(fields, **{name: "?"}).replace(b'"?"', number.encode())
     with pytest.raises(MalformedError):
@@ -183,18 +183,18 @@ def test_a_pid_that_may_be_missing_is_one_if_it_is_there(kind, fields, name, num
 @pytest.mark.parametrize("pid", [0, 0.0, 17.0])
 def test_the_pid_of_an_owner_is_that_of_a_process(pid):
     with pytest.raises(MalformedError):
-        Owner.parse(data(OWNER, pid=pid))
+        OwnerRecord.parse(data(OWNER, pid=pid))
 
 
 @pytest.mark.parametrize("name", [name for name in OWNER if name != "schema"])
 def test_an_owner_that_leaves_out_what_it_must_say_is_refused(name):
     with pytest.raises(MalformedError, match=f"its {name} is None"):
-        Owner.parse(data({key: value for key, value in OWNER.items() if key != name}))
+        OwnerRecord.parse(data({key: value for key, value in OWNER.items() if key != name}))
 
 
 def test_what_may_be_missing_has_its_default():
-    assert Owner.parse(data(OWNER))[-3:] == (None, {}, False)
-    assert Run.parse(data({"schema": 1, "started": 2})) == Run(None, 2, {}, quarantined=False)
+    assert OwnerRecord.parse(data(OWNER))[-3:] == (None, {}, False)
+    assert RunRecord.parse(data({"schema": 1, "started": 2})) == RunRecord(None, 2, {}, quarantined=False)
 
 
 @both
@@ -296,7 +296,7 @@ def test_a_kernel_that_takes_no_attributes_is_told_from_one_that_fails(monkeypat
 
     monkeypatch.setattr(os, "setxattr", refuse)
     monkeypatch.setattr(os, "getxattr", refuse)
-    assert record.write(7, record.OWNER, Run(None, 1.0)) is False
+    assert record.write(7, record.OWNER, RunRecord(None, 1.0)) is False
     assert record.set_attribute(7, record.CANCELED, b"1") is False
     assert record.attribute(7, record.OWNER) is None
 
@@ -318,6 +318,6 @@ def test_other_failures_are_the_callers(monkeypatch, number):
     monkeypatch.setattr(os, "setxattr", refuse)
     monkeypatch.setattr(os, "getxattr", refuse)
     with pytest.raises(OSError):
-        record.write(7, record.OWNER, Run(None, 1.0))
+        record.write(7, record.OWNER, RunRecord(None, 1.0))
     with pytest.raises(OSError):
         record.attribute(7, record.OWNER)

@@ -7,12 +7,12 @@ import resource
 from datetime import timedelta
 
 import pytest
+from pinfold.runs.bounds import Bounds
 
-from pinfold.backend import Asked
+from pinfold.backend import ScopeRequest
 from pinfold.errors import Unsupported, UsageError
 from pinfold.limits import Limits
 from pinfold.policy import Policy
-from pinfold.runs.bounds import Bounds
 from pinfold.runs.request import Request
 from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT, Stdio
 
@@ -136,7 +136,7 @@ def test_limits_may_be_a_mapping_of_their_fields():
 
 def test_without_limits_unit_or_stall_guard_nothing_is_asked_of_the_home():
     request = Request.of(["true"])
-    assert (request.asked, request.rlimits) == (Asked(), {})
+    assert (request.asked, request.rlimits) == (ScopeRequest(), {})
 
 
 def test_the_unit_of_a_run_is_described_by_its_command_in_one_printable_line():

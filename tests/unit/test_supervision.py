@@ -6,11 +6,11 @@ import errno
 from types import SimpleNamespace
 
 import pytest
+from pinfold.runs.supervision import Supervision
 
 from pinfold.lease import record
 from pinfold.runs.lifecycle import Event, State
 from pinfold.runs.request import Request
-from pinfold.runs.supervision import Supervision
 
 
 class Warden:

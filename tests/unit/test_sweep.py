@@ -8,13 +8,13 @@ import os
 
 import pytest
 
-from pinfold.cgroup import signals
+from pinfold.cgroup import kill
 from pinfold.errors import CgroupError
-from pinfold.lease import census, owner, record, sweep
-from pinfold.lease.record import Owner, Run
+from pinfold.lease import find, owner, record, sweep
+from pinfold.lease.record import OwnerRecord, RunRecord
 from pinfold.lease.sweep import Swept
 
-DEAD = Owner(2**22 + 1, 5, *owner.world(), os.geteuid(), 1.0)
+DEAD = OwnerRecord(2**22 + 1, 5, *owner.world(), os.geteuid(), 1.0)
 LIVE = owner.this_process({}, None)
 FOLD = "/pinfold-0123456789ab"
 RUN = f"{FOLD}/run-0123456789abcdef"
@@ -35,12 +35,12 @@ def sign(cgroups, monkeypatch):
         place = cgroups.add(path, **(empty | files))
         if what is not None:
             data = what if isinstance(what, bytes) else json.dumps({"schema": 1, **what._asdict()}).encode()
-            held[place.directory, record.RUN if isinstance(what, Run) else record.OWNER] = data
+            held[place.directory, record.RUN if isinstance(what, RunRecord) else record.OWNER] = data
         return place
 
     monkeypatch.setattr(record, "attribute", attribute)
     # Who has signed holds it, if alive; the others are as they are found.
-    is_held = owner.is_held
+    is_held = owner.is_locked
     monkeypatch.setattr(owner, "is_held", lambda fd: attribute(fd, record.OWNER) is not None or is_held(fd))
     return make
 
@@ -54,7 +54,7 @@ def killed(monkeypatch):
         found.append(cgroup.path)
         return True
 
-    monkeypatch.setattr(signals, "end_all", end_all)
+    monkeypatch.setattr(kill, "end_all", end_all)
     monkeypatch.setattr(sweep.Cgroup, "remove_within", lambda _cgroup, _bound: True)
     return found
 
@@ -80,7 +80,7 @@ class TestWhatIsEnded:
     def test_nothing_in_a_dry_run(self, sign, killed, swept):
         sign(FOLD, DEAD, holds="17")
         sign("/pinfold-00000000000a", LIVE)
-        sign("/pinfold-00000000000a/run-0123456789abcdef", Run(None, 1.0, quarantined=True), holds="18")
+        sign("/pinfold-00000000000a/run-0123456789abcdef", RunRecord(None, 1.0, quarantined=True), holds="18")
         sign("/pinfold-00000000000b", None)
         assert sorted((one.cgroup, one.action, one.pids) for one in swept(dry_run=True)) == [
             ("/pinfold-00000000000a/run-0123456789abcdef", "would remove", [18]),
@@ -91,8 +91,8 @@ class TestWhatIsEnded:
 
     def test_what_was_given_up_in_a_live_fold_and_nothing_else_of_it(self, sign, killed, swept):
         sign(FOLD, LIVE)
-        sign(RUN, Run(None, 1.0, quarantined=True), holds="17")
-        sign(f"{FOLD}/run-0000000000000000", Run(18, 1.0), holds="18")
+        sign(RUN, RunRecord(None, 1.0, quarantined=True), holds="17")
+        sign(f"{FOLD}/run-0000000000000000", RunRecord(18, 1.0), holds="18")
         sign(f"{FOLD}/run-1111111111111111", None)
         assert swept() == [Swept(RUN, "run", "removed", [17], [], "it is over and was not empty")]
         assert killed == [RUN]
@@ -104,26 +104,26 @@ class TestWhatIsEnded:
 
     def test_what_cannot_be_emptied_is_said_to_be_left(self, sign, monkeypatch, swept):
         sign(FOLD, DEAD, holds="17")
-        monkeypatch.setattr(signals, "end_all", lambda _cgroup, _bound: False)
+        monkeypatch.setattr(kill, "end_all", lambda _cgroup, _bound: False)
         monkeypatch.setattr(sweep.Cgroup, "remove_within", lambda _cgroup, bound: bound > 0)
         assert swept() == [Swept(FOLD, "fold", "left", [17], [17], GONE)]
 
     def test_what_comes_to_life_before_it_is_held_is_not_touched(self, sign, killed, cgroups, monkeypatch):
         """Found dead; when it is held, it is another of the same name."""
-        found = list(census.folds(sign(FOLD, DEAD)))
+        found = list(find.folds(sign(FOLD, DEAD)))
         sign(FOLD, LIVE)
-        monkeypatch.setattr(census, "folds", lambda _place: found)
+        monkeypatch.setattr(find, "folds", lambda _place: found)
         assert list(sweep.sweep(cgroups.place("/"))) == []
         assert killed == []
 
     def test_a_run_whose_word_changes_before_it_is_held_is_not_touched(self, sign, killed, cgroups, monkeypatch):
         """A command can write the record of its own run, again and again; that is to stop no sweep."""
-        fold = census.fold_at(sign(FOLD, LIVE))
-        sign(RUN, Run(None, 1.0, quarantined=True))
-        found = census.members(fold)
+        fold = find.fold_at(sign(FOLD, LIVE))
+        sign(RUN, RunRecord(None, 1.0, quarantined=True))
+        found = find.members(fold)
         assert [member.kind for member in found] == ["quarantined"]
-        sign(RUN, Run(None, 1.0, quarantined="yes"))
-        monkeypatch.setattr(census, "members", lambda _fold: found)
+        sign(RUN, RunRecord(None, 1.0, quarantined="yes"))
+        monkeypatch.setattr(find, "members", lambda _fold: found)
         assert list(sweep.sweep(cgroups.place("/"))) == []
         assert killed == []
 
@@ -178,7 +178,7 @@ class TestWhatIsLeft:
 
     def test_a_run_of_a_live_fold_whose_word_cannot_be_read(self, sign, killed, swept):
         sign(FOLD, LIVE)
-        sign(RUN, Run(17, 1.0, quarantined="yes"), holds="17")
+        sign(RUN, RunRecord(17, 1.0, quarantined="yes"), holds="17")
         assert swept() == []
 
 
@@ -217,7 +217,7 @@ class TestUnsigned:
         for directory in (cgroups.root, place.directory):
             fd = os.open(directory, os.O_RDONLY)
             try:
-                assert owner.hold(fd)
+                assert owner.lock_shared(fd)
                 assert swept() == []
             finally:
                 os.close(fd)
@@ -263,7 +263,7 @@ class TestBeside:
             raise error
 
         sign(FOLD, DEAD)
-        monkeypatch.setattr(signals, "end_all", broken)
+        monkeypatch.setattr(kill, "end_all", broken)
         sweep.beside(cgroups.place("/"))
 
     def test_where_there_is_nothing_it_does_nothing(self, cgroups):

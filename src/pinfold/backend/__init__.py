@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from pinfold.cgroup.group import Cgroup
-from pinfold.cgroup.oom import CgroupsAbove
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.oom import AncestorOom
+from pinfold.cgroup.places import Place
 from pinfold.result import Placement
 
 if TYPE_CHECKING:
     from pinfold.limits import Limits
 
 
-class Asked(NamedTuple):
+class ScopeRequest(NamedTuple):
     """What a run wants of its home.
 
     `controllers`: those that its limits need. `unit`: a unit of its own by this name; `description`: the words for it.
@@ -45,8 +45,9 @@ class Revocable(Protocol):
 class Scope(NamedTuple):
     """The home of one run: its cgroup, and where that is in the words of the Result.
 
-    `place`: the cgroup that it was made in. `controllers`: what it has. `above`: the cgroups over it, if there is a
-    memory controller; `own_unit`: the path of the one of them that is of this run alone and carries its limits too.
+    `place`: the cgroup that it was made in. `controllers`: what it has. `ancestor_oom`: the memory
+    limits of the cgroups above it, if there is a memory controller. `own_unit`: the path of the one of them that is of
+    this run alone and carries its limits too.
     """
 
     run_id: str
@@ -54,7 +55,7 @@ class Scope(NamedTuple):
     placement: Placement
     place: Place
     controllers: frozenset[str]
-    above: CgroupsAbove | None = None
+    ancestor_oom: AncestorOom | None = None
     revocable: Revocable | None = None
     own_unit: str | None = None
 
@@ -68,7 +69,7 @@ class Backend(Protocol):
         ...
 
     @property
-    def signed(self) -> bool:
+    def has_owner_record(self) -> bool:
         """Whether it carries our owner record."""
         ...
 
@@ -87,7 +88,7 @@ class Backend(Protocol):
         """Whether somebody has taken away what the backend made: no run can be started any more."""
         ...
 
-    def scope(self, asked: Asked) -> Scope:
+    def scope(self, asked: ScopeRequest) -> Scope:
         """The cgroup of one run, never used before, with the controllers it needs as far as this host has them."""
         ...
 

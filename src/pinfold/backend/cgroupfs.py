@@ -13,10 +13,11 @@ import threading
 from collections.abc import Mapping
 from typing import Final
 
-from pinfold.backend import Asked, Scope
+from pinfold.backend import Scope, ScopeRequest
+from pinfold.backend.base import BaseCgroup
 from pinfold.backend.guard import Guard
-from pinfold.backend.pen import Pen
-from pinfold.cgroup import control, delegation
+from pinfold.cgroup import delegation
+from pinfold.cgroup.controllers import ACCOUNTING, available, give, is_root
 from pinfold.errors import CgroupError, Unsupported
 from pinfold.lease import sweep
 from pinfold.result import Placement
@@ -37,19 +38,19 @@ class CgroupfsBackend:
 
         Raises NoCgroup2, NotDelegated or CgroupError.
         """
-        self._above, self._move_caller = delegation.place_for_runs(), move_caller
+        self._parent, self._move_caller = delegation.place_for_runs(), move_caller
         self._guarding = threading.Lock()
         self._guard = _start_guard()  # what it takes to start, it does beside us
         try:
-            sweep.beside(self._above)
-            if not control.is_root(self._above.directory):  # what is enabled there is for all the host: only on demand
-                control.give(self._above, control.ACCOUNTING)
-            name, placement = BASE_PREFIX + os.urandom(6).hex(), Placement(self.name, self._above.path, why=why)
-            self._pen = Pen(self._above, name, placement, self._guard, labels=labels, spare=spare)
+            sweep.beside(self._parent)
+            if not is_root(self._parent.directory):  # what is enabled there is for all the host: only on demand
+                give(self._parent, ACCOUNTING)
+            name, placement = BASE_PREFIX + os.urandom(6).hex(), Placement(self.name, self._parent.path, why=why)
+            self._base = BaseCgroup(self._parent, name, placement, self._guard, labels=labels, spare=spare)
         except BaseException:
             self._guard.forget()  # it removes what an interrupt may have left half made
             raise
-        self.path, self.signed = self._pen.place.path, self._pen.signed
+        self.path, self.has_owner_record = self._base.place.path, self._base.has_owner_record
 
     lost: Final = False  # nobody manages these cgroups but us
     unit_per_run: Final = False
@@ -59,16 +60,16 @@ class CgroupfsBackend:
         """The pid of the fold's guard."""
         return self._guard.pid
 
-    def scope(self, asked: Asked) -> Scope:
+    def scope(self, asked: ScopeRequest) -> Scope:
         """The cgroup of one run. Raises CgroupError, and Unsupported for a unit of its own."""
         if asked.unit is not None:
             found = "the backend cgroupfs makes no units"
             raise Unsupported(f"unit {asked.unit}", found, "use the backend systemd, on a host that it manages")
         if self._guard.ended():
             self._replace_guard()
-        if not asked.controllers <= self._pen.controllers:
-            self._provide(asked.controllers | control.ACCOUNTING)
-        return self._pen.scope()
+        if not asked.controllers <= self._base.controllers:
+            self._provide(asked.controllers | ACCOUNTING)
+        return self._base.scope()
 
     def _replace_guard(self) -> None:
         """Somebody has killed it: no run without one."""
@@ -76,7 +77,7 @@ class CgroupfsBackend:
             if self._guard.ended():
                 guard = _start_guard()
                 try:
-                    self._pen.guarded_by(guard)
+                    self._base.guarded_by(guard)
                 except BaseException:
                     guard.end()
                     raise
@@ -85,29 +86,29 @@ class CgroupfsBackend:
 
     def _provide(self, controllers: frozenset[str]) -> None:
         """Give the runs these controllers, as far as that goes; what is in the way is moved if we may."""
-        above = self._above
-        withheld = controllers & control.available(above.directory) - control.give(above, controllers)
-        if withheld and self._move_caller and delegation.is_delegated(above) and not control.is_root(above.directory):
-            delegation.move_to_leaf(above)
-            control.give(above, controllers)
-        self._pen.enable(controllers)
+        parent = self._parent
+        withheld = controllers & available(parent.directory) - give(parent, controllers)
+        if withheld and self._move_caller and delegation.is_delegated(parent) and not is_root(parent.directory):
+            delegation.move_to_leaf(parent)
+            give(parent, controllers)
+        self._base.enable(controllers)
 
     def prepare(self) -> None:
         """See Backend."""
-        self._pen.prepare()
+        self._base.prepare()
 
     def release(self, scope: Scope, *, removed: bool) -> None:
         """Nothing was made for one run alone."""
         if not removed:
-            self._pen.quarantine(scope)
+            self._base.quarantine(scope)
 
     def kill(self) -> None:
         """Kill all runs."""
-        self._pen.kill()
+        self._base.kill()
 
     def close(self, *, forked: bool = False) -> None:
         """Remove all that is left."""
-        if self._pen.close(forked=forked) and not forked:
+        if self._base.close(forked=forked) and not forked:
             self._guard.end()
         else:
             self._guard.forget()

@@ -9,16 +9,17 @@ import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from pinfold.backend import Asked, Scope
+from pinfold.backend import Scope, ScopeRequest
+from pinfold.backend.base import BaseCgroup
 from pinfold.backend.bus_address import bus_address
 from pinfold.backend.manager import Manager
-from pinfold.backend.pen import Pen
 from pinfold.backend.unit import SLICE, Property, ScopeUnit
 from pinfold.backend.unit_names import unit_name
-from pinfold.cgroup import control, delegation, tree
+from pinfold.cgroup import delegation, places
+from pinfold.cgroup.controllers import give
 from pinfold.errors import NoSystemd, NotDelegated
 from pinfold.lease import sweep
-from pinfold.lease.census import IN_SCOPE
+from pinfold.lease.find import IN_SCOPE
 from pinfold.result import Placement
 
 PREFIX: Final = "pinfold-"
@@ -42,24 +43,24 @@ def within_user_manager() -> bool:
     From elsewhere the kernel lets nobody but root start a process in there: that takes the right to write the
     cgroup.procs of the nearest common ancestor (cgroup-v2.rst, "Delegation Containment").
     """
-    return f"/user@{os.geteuid()}.service/" in tree.own_place().path + "/"
+    return f"/user@{os.geteuid()}.service/" in places.own_place().path + "/"
 
 
-class _Home(NamedTuple):
+class _ScopeBase(NamedTuple):
     """A scope, and the runs in it."""
 
     unit: ScopeUnit
-    pen: Pen
+    base: BaseCgroup
 
     def provide(self, controllers: frozenset[str]) -> None:
         """Give the runs these controllers, as far as the manager gave them to the scope."""
-        if not controllers <= self.pen.controllers:
-            control.give(self.unit.place, controllers)
-            self.pen.enable(controllers)
+        if not controllers <= self.base.controllers:
+            give(self.unit.place, controllers)
+            self.base.enable(controllers)
 
     def close(self, *, forked: bool) -> None:
         """Remove the runs, and let go of the scope."""
-        if self.pen.close(forked=forked) and not forked:
+        if self.base.close(forked=forked) and not forked:
             self.unit.release()
         else:
             self.unit.forget()
@@ -80,13 +81,13 @@ class SystemdBackend:
         self._spare, self._scope_per_run, self._why = spare, scope_per_run, why
         self._slice = SLICE if slice_name is None else unit_name(slice_name, "slice")
         self._swept = False
-        self._homes: dict[str, _Home] = {}  # of single runs, by their ids
-        self._fold: _Home | None = None
+        self._homes: dict[str, _ScopeBase] = {}  # of single runs, by their ids
+        self._fold: _ScopeBase | None = None
         outside = self._user and not within_user_manager()
         if outside and not move_caller:
             raise NotDelegated(
                 "a scope of our own",
-                f"this process is in {tree.own_place().path}, from where uid {os.geteuid()} may start nothing in one",
+                f"this process is in {places.own_place().path}, from where uid {os.geteuid()} may start nothing in one",
                 "open the fold with move_caller=True, which moves this process; or start the program by: "
                 "systemd-run --user --scope -p Delegate=yes …",
             )
@@ -95,32 +96,32 @@ class SystemdBackend:
             self._fold = self._home(name, f"pinfold: commands of process {os.getpid()}", [], caller=outside)
 
     def _home(self, name: str, description: str, properties: list[Property], *, caller: bool = False,
-              own_unit: bool = False) -> _Home:  # fmt: skip
+              own_unit: bool = False) -> _ScopeBase:  # fmt: skip
         with Manager.connect(user=self._user) as manager:
             unit = ScopeUnit(manager, name, self._slice, description, properties, user=self._user, caller=caller)
         if not self._swept:  # for all its scopes at once: they are in one slice
             self._swept = True
-            sweep.beside(next(tree.above(unit.place)))
+            sweep.beside(next(places.ancestors(unit.place)))
         placement = Placement(self.name, unit.place.path, name, why=self._why)
         try:
-            pen = Pen(unit.place, IN_SCOPE, placement, unit.watcher, labels=self._labels, revocable=unit,
+            base = BaseCgroup(unit.place, IN_SCOPE, placement, unit.watcher, labels=self._labels, revocable=unit,
                       own_unit=own_unit, spare=self._spare and not own_unit)  # fmt: skip
         except BaseException:
             unit.release()
             raise
-        return _Home(unit, pen)
+        return _ScopeBase(unit, base)
 
     @property
     def path(self) -> str:
         """The cgroup that the runs of the fold are in; where each has its own scope, their slice."""
-        return self._slice if self._fold is None else self._fold.pen.place.path
+        return self._slice if self._fold is None else self._fold.base.place.path
 
     @property
-    def signed(self) -> bool:
+    def has_owner_record(self) -> bool:
         """Whether that cgroup carries our owner record."""
-        return self._fold is not None and self._fold.pen.signed
+        return self._fold is not None and self._fold.base.has_owner_record
 
-    def scope(self, asked: Asked) -> Scope:
+    def scope(self, asked: ScopeRequest) -> Scope:
         """The cgroup of one run, in a scope of its own where that is asked for. Raises CgroupError, UnitError."""
         if asked.unit is not None or self._scope_per_run:
             return self._scope_of_its_own(asked)
@@ -128,7 +129,7 @@ class SystemdBackend:
         if self.lost:
             raise NoSystemd(f"the scope {self._fold.unit.name}", "it was stopped from outside", "open a new fold")
         self._fold.provide(asked.controllers)
-        return self._fold.pen.scope()
+        return self._fold.base.scope()
 
     @property
     def guard(self) -> int | None:
@@ -145,7 +146,7 @@ class SystemdBackend:
         """Whether the fold's scope was stopped from outside."""
         return self._fold is not None and self._fold.unit.lost
 
-    def _scope_of_its_own(self, asked: Asked) -> Scope:
+    def _scope_of_its_own(self, asked: ScopeRequest) -> Scope:
         properties: list[Property] = []
         if asked.limits is not None:
             from pinfold.limits.properties import to_properties
@@ -155,7 +156,7 @@ class SystemdBackend:
         home = self._home(name, asked.description or name, properties, own_unit=True)
         try:
             home.provide(asked.controllers)
-            scope = home.pen.scope()
+            scope = home.base.scope()
         except BaseException:
             home.close(forked=False)
             raise
@@ -165,7 +166,7 @@ class SystemdBackend:
     def prepare(self) -> None:
         """See Backend."""
         if self._fold is not None:
-            self._fold.pen.prepare()
+            self._fold.base.prepare()
 
     def release(self, scope: Scope, *, removed: bool) -> None:
         """Let go of the scope that was this run's own."""
@@ -173,12 +174,12 @@ class SystemdBackend:
         if home is not None:
             home.close(forked=False)
         elif not removed and self._fold is not None:
-            self._fold.pen.quarantine(scope)
+            self._fold.base.quarantine(scope)
 
     def kill(self) -> None:
         """Kill all runs; their guards stay, and so does this process if it is in there."""
         for home in self._all():
-            home.pen.kill()
+            home.base.kill()
 
     def close(self, *, forked: bool = False) -> None:
         """Remove all that is left of the runs, and let go of the scopes: systemd collects them once they are empty."""
@@ -186,5 +187,5 @@ class SystemdBackend:
             home.close(forked=forked)
         self._homes.clear()
 
-    def _all(self) -> list[_Home]:
+    def _all(self) -> list[_ScopeBase]:
         return [*self._homes.values(), *([self._fold] if self._fold else [])]

@@ -16,8 +16,9 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pinfold.backend.guard import Guard
-from pinfold.cgroup import control, delegation, tree
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup import delegation, places
+from pinfold.cgroup.controllers import ACCOUNTING, exchange, give
+from pinfold.cgroup.places import Place
 from pinfold.errors import Error, NoSystemd, UnitError
 from pinfold.lease.sweep import GUARD
 
@@ -73,14 +74,14 @@ class ScopeUnit:
             delegation.move(self.place, GUARD, [pid])
             if caller:
                 delegation.move(self.place, CALLER, [os.getpid()])
-            control.give(self.place, control.ACCOUNTING)
+            give(self.place, ACCOUNTING)
             _make_room_for_the_guard(self.place, properties)
         except BaseException:
             self.watcher.end()
             raise
 
     def _where_the_guard_is(self) -> Place:
-        place = tree.place_of(self.watcher.pid)
+        place = places.place_of(self.watcher.pid)
         if os.path.basename(place.path) != self.name:
             raise UnitError(self.name, "start", f"our process is in {place.path} afterwards", "report this")
         return place
@@ -145,4 +146,4 @@ def _make_room_for_the_guard(place: Place, properties: list[Property]) -> None:
         if name in _GUARD_ROOM and value != _INFINITE:
             file, room = _GUARD_ROOM[name]
             with contextlib.suppress(OSError):  # no such controller
-                control.exchange(place, file, str(value + room))
+                exchange(place, file, str(value + room))

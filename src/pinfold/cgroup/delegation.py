@@ -15,9 +15,9 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from pinfold.cgroup import control
+from pinfold.cgroup.controllers import can_give
 from pinfold.cgroup.files import DIRECTORY
-from pinfold.cgroup.tree import Place, above, delegated_place, may_make_cgroups
+from pinfold.cgroup.places import Place, ancestors, delegated_place, may_make_cgroups
 from pinfold.errors import CgroupError
 
 LEAF: Final = "pinfold-leaf"
@@ -37,7 +37,7 @@ def place_for_runs() -> Place:
     Raises NoCgroup2, NotDelegated.
     """
     nearest = delegated_place()
-    return next((place for place in _ours(nearest) if control.can_give(place.directory)), nearest)
+    return next((place for place in _ours(nearest) if can_give(place.directory)), nearest)
 
 
 def _ours(nearest: Place) -> Iterator[Place]:
@@ -45,7 +45,7 @@ def _ours(nearest: Place) -> Iterator[Place]:
     if systemd_is_running() and unit_of(nearest.path) is None:
         return
     below = nearest
-    for place in above(nearest):
+    for place in ancestors(nearest):
         of_systemd = systemd_is_running() and _is_unit(os.path.basename(below.path))
         # Above a run of pinfold its own kill would not reach what we run.
         is_run = within_a_run(below.path) and not within_a_run(place.path)
@@ -87,7 +87,7 @@ def is_delegated(place: Place) -> bool:
     """
     if not systemd_is_running():
         return True
-    for at in (place, *above(place)):
+    for at in (place, *ancestors(place)):
         if _is_marked(at.directory) or os.stat(at.directory).st_uid != 0:
             return True
         if _is_unit(os.path.basename(at.path)):

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, Self
 
-from pinfold.cgroup import accounts
+from pinfold.cgroup import usage
 from pinfold.cgroup.files import DIRECTORY, Hierarchy, flat_keyed, reread, write
 from pinfold.errors import CgroupError
 from pinfold.units import INFINITY
@@ -26,24 +26,24 @@ class Cgroup:
     """A cgroup of ours, held by three fds that were opened before anything ran in it.
 
     A command that owns its cgroup's files can `chmod 000` them. What is open stays open; the other files are ours to
-    give the permissions back to. `dir` is the directory, `path` the name as /proc/PID/cgroup writes it. `controllers`
+    give the permissions back to. `dirfd` is the directory, `path` the name as /proc/PID/cgroup writes it. `controllers`
     are those enabled for it.
     """
 
-    __slots__ = ("_controllers", "_fds", "_hierarchy", "_name", "_parent", "_removing", "dir", "path")
+    __slots__ = ("_controllers", "_fds", "_hierarchy", "_name", "_parent", "_removing", "dirfd", "path")
 
     def __init__(self, hierarchy: Hierarchy, parent: int, parent_path: str, name: str,
                  controllers: frozenset[str] = frozenset()) -> None:  # fmt: skip
         """Open the cgroup `name` in the directory `parent`. Raises CgroupError."""
         self._hierarchy, self._parent, self._name, self._controllers = hierarchy, parent, name, controllers
         self.path = f"{parent_path}/{name}"
-        self.dir = -1
+        self.dirfd = -1
         self._fds: dict[str, int] = {}
         self._removing: Iterator[None] | None = None
         try:
-            self.dir = hierarchy.open(parent, name, DIRECTORY)
+            self.dirfd = hierarchy.open(parent, name, DIRECTORY)
             for file, flags in _HELD:
-                self._fds[file] = hierarchy.open(self.dir, file, flags)
+                self._fds[file] = hierarchy.open(self.dirfd, file, flags)
         except OSError as error:
             self.close()
             raise CgroupError("open", self.path, error) from error
@@ -93,10 +93,17 @@ class Cgroup:
             if error.errno != errno.EOPNOTSUPP:
                 raise
 
-    def freeze(self, frozen: bool) -> None:
-        """Stop everything in it, or let it go on (cgroup.freeze, Linux 5.2). Does not wait until all are stopped."""
+    def freeze(self) -> None:
+        """Stop everything in it (cgroup.freeze, Linux 5.2). Does not wait until all are stopped."""
+        self._set_frozen("1")
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._set_frozen("0")
+
+    def _set_frozen(self, value: str) -> None:
         try:
-            self.set("cgroup.freeze", "1" if frozen else "0")
+            self.set("cgroup.freeze", value)
         except CgroupError as error:
             if error.errno not in GONE:
                 raise
@@ -107,7 +114,7 @@ class Cgroup:
         return not text or "frozen 1" in text
 
     @property
-    def events(self) -> int:
+    def events_fd(self) -> int:
         """The fd of cgroup.events, which polls POLLPRI at each change."""
         return self._fds["cgroup.events"]
 
@@ -130,7 +137,7 @@ class Cgroup:
         found: list[int] = []
         looked, unlisted = 0, 1
         with contextlib.suppress(OSError):  # what cannot be listed is still killed, from the top
-            found = self._pids_in(self.dir)
+            found = self._pids_in(self.dirfd)
             unlisted = 0
             for _parent, _name, directory in self._below():
                 looked += 1
@@ -185,15 +192,15 @@ class Cgroup:
 
     def hold(self, file: str) -> None:
         """Open one of its files for reading now: while the command runs, it costs no time."""
-        self._fds[file] = self._hierarchy.open(self.dir, file, os.O_RDONLY)
+        self._fds[file] = self._hierarchy.open(self.dirfd, file, os.O_RDONLY)
 
     def read_accounts(self, *, pressure: bool = True) -> dict[str, str]:
-        """The texts of the accounting files, by name: what the tree used until now. See `accounts.usage`.
+        """The texts of the accounting files, by name: what the tree used until now. See `usage.usage`.
 
         `pressure`: those of PSI too, which take as long to read as all others together.
         """
         texts = {}
-        for name in accounts.files(self._controllers, pressure=pressure):
+        for name in usage.files(self._controllers, pressure=pressure):
             text = self.read(name)
             if text is not None:
                 texts[name] = text
@@ -203,7 +210,7 @@ class Cgroup:
         """Write one of its files, and return what the kernel says it holds now. Raises CgroupError."""
         name = f"{self.path}/{file}"
         try:
-            fd = self._open_ours(self.dir, file, os.O_RDWR)
+            fd = self._open_ours(self.dirfd, file, os.O_RDWR)
         except OSError as error:
             raise CgroupError("open", name, error, text) from error
         try:
@@ -219,10 +226,10 @@ class Cgroup:
             if fd >= 0:
                 return reread(fd)
             try:
-                return self._hierarchy.read(self.dir, file)
+                return self._hierarchy.read(self.dirfd, file)
             except PermissionError:
-                self._give_back(self.dir, file)
-                return self._hierarchy.read(self.dir, file)
+                self._give_back(self.dirfd, file)
+                return self._hierarchy.read(self.dirfd, file)
         except OSError:
             return None
 
@@ -292,7 +299,7 @@ class Cgroup:
         Two fds whatever the depth: a command can nest cgroups deeper than fds or the stack would reach.
         """
         names: list[str] = []
-        here = os.dup(self.dir)
+        here = os.dup(self.dirfd)
         try:
             if _children(here):
                 os.chmod(here, 0o755)  # the command may have taken it away, as our uid
@@ -344,7 +351,7 @@ class Cgroup:
             if fd >= 0:
                 self._fds[name] = -1  # before it is closed: an exception in between must not close it twice
                 os.close(fd)
-        fd, self.dir = self.dir, -1
+        fd, self.dirfd = self.dirfd, -1
         if fd >= 0:
             os.close(fd)
 

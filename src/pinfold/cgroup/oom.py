@@ -12,9 +12,9 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from pinfold.cgroup.control import is_root
+from pinfold.cgroup.controllers import is_root
 from pinfold.cgroup.files import flat_keyed, reread
-from pinfold.cgroup.tree import Place, above
+from pinfold.cgroup.places import Place, ancestors
 
 By = Literal["own", "below", "ancestor", "host"]
 
@@ -36,14 +36,14 @@ class Verdict(NamedTuple):
     cgroup: str | None
 
 
-class CgroupsAbove:
+class AncestorOom:
     """The cgroups from a run's parent up to the root, for the limits that were hit there while it ran."""
 
     def __init__(self, place: Place) -> None:
         """`place` is the parent of the runs. Those that cannot be read are left out."""
         self._fds: dict[str, int] = {}
         top = place
-        for at in (place, *above(place)):
+        for at in (place, *ancestors(place)):
             top = at
             with contextlib.suppress(OSError):
                 directory = at.hierarchy.open_root(at.directory)
@@ -67,7 +67,7 @@ class CgroupsAbove:
             os.close(self._fds.popitem()[1])
 
 
-def verdict(texts: Mapping[str, str], own: frozenset[str], before: Mapping[str, int], above: CgroupsAbove) -> Verdict:
+def verdict(texts: Mapping[str, str], own: frozenset[str], before: Mapping[str, int], above: AncestorOom) -> Verdict:
     """Who killed, by a run's accounts and by what the limits above it counted since `before`. Only if one was killed.
 
     `own`: the cgroups that carry this run's own limit. `below`: one that the command itself set in a cgroup it made.

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from pinfold.errors import UsageError
-from pinfold.lease import census
-from pinfold.lease.census import RUN_PREFIX, Fold, Member
+from pinfold.lease import find
+from pinfold.lease.find import RUN_PREFIX, FoldEntry, RunEntry
 from pinfold.lease.record import checked_labels
 
 _SHORTEST: Final = 4
@@ -20,8 +20,8 @@ _SHOWN: Final = 8
 class Chosen(NamedTuple):
     """A run in its fold."""
 
-    fold: Fold
-    run: Member
+    fold: FoldEntry
+    run: RunEntry
 
 
 class NotChosenError(Exception):
@@ -42,7 +42,7 @@ class Wanted:
     def __bool__(self) -> bool:
         return bool(self._wanted)
 
-    def meets(self, fold: Fold, run: Member | None = None) -> bool:
+    def meets(self, fold: FoldEntry, run: RunEntry | None = None) -> bool:
         """Whether a fold, or a run with what its fold says of it, has them."""
         have = [fold.owner.labels] if fold.owner is not None else []
         if run is not None and run.record is not None:
@@ -65,18 +65,18 @@ def labels(settings: Sequence[str]) -> dict[str, str]:
     return dict(checked_labels(found))
 
 
-def runs_of(folds: Iterable[Fold]) -> list[Chosen]:
+def runs_of(folds: Iterable[FoldEntry]) -> list[Chosen]:
     """Every run of these folds; what was only made ahead is none."""
-    return [Chosen(fold, run) for fold in folds for run in census.members(fold) if run.kind != "spare"]
+    return [Chosen(fold, run) for fold in folds for run in find.members(fold) if run.kind != "spare"]
 
 
-def by_labels(folds: Iterable[Fold], wanted: Wanted) -> list[Chosen]:
+def by_labels(folds: Iterable[FoldEntry], wanted: Wanted) -> list[Chosen]:
     """The runs of our own folds that have these labels; all of them if there are none."""
     mine = (fold for fold in folds if fold.problem is None)
     return [chosen for chosen in runs_of(mine) if wanted.meets(*chosen)]
 
 
-def by_name(folds: Sequence[Fold], names: Iterable[str], wanted: Wanted) -> list[Chosen]:
+def by_name(folds: Sequence[FoldEntry], names: Iterable[str], wanted: Wanted) -> list[Chosen]:
     """The runs that are named, each once. Raises NotChosenError, UsageError."""
     everything = runs_of(fold for fold in folds if fold.owner is not None)
     found: dict[str, Chosen] = {}
@@ -88,7 +88,7 @@ def by_name(folds: Sequence[Fold], names: Iterable[str], wanted: Wanted) -> list
     return list(found.values())
 
 
-def _named(name: str, folds: Sequence[Fold], everything: Sequence[Chosen]) -> list[Chosen]:
+def _named(name: str, folds: Sequence[FoldEntry], everything: Sequence[Chosen]) -> list[Chosen]:
     known = [fold for fold in folds if name in (fold.place.path, os.path.basename(fold.place.path), fold.scope)]
     if known:
         for fold in known:
@@ -119,7 +119,7 @@ def _require_one(name: str, matches: list[str]) -> None:
         raise NotChosenError(f"{name} can be any of {', '.join(matches[:_SHOWN])}{more}: say which")
 
 
-def _require_ours(name: str, fold: Fold) -> None:
+def _require_ours(name: str, fold: FoldEntry) -> None:
     if fold.problem is not None:
         raise NotChosenError(f"{name} is not ours to kill: {fold.place.path}: {fold.problem}")
 

@@ -11,11 +11,11 @@ from dataclasses import asdict
 
 import click
 
-from pinfold.cgroup import tree
+from pinfold.cgroup import places
 from pinfold.cli.checks import Check, confinement, controllers, faults, features, guarded, leases
 from pinfold.cli.checks.manager import Surroundings, systemd
 from pinfold.cli.checks.trial import Trial
-from pinfold.cli.words import safe
+from pinfold.cli.render import safe
 
 
 @click.command()
@@ -89,7 +89,7 @@ def _others() -> Iterator[Check]:
 def _host() -> Iterator[Check]:
     release = os.uname().release
     version = faults.series(release)
-    if version is None or version >= tree.KERNEL_FLOOR:
+    if version is None or version >= places.KERNEL_FLOOR:
         yield Check("kernel", True, release, needed=True)
     else:
         fix = "cgroup.kill needs Linux 5.14: take a newer kernel"

@@ -10,10 +10,10 @@ from typing import Any, Final
 import click
 
 from pinfold.cgroup import delegation
-from pinfold.cgroup.tree import Place
-from pinfold.cli.words import count, safe
+from pinfold.cgroup.places import Place
+from pinfold.cli.render import count, safe
 from pinfold.errors import Error
-from pinfold.lease import census, sweep
+from pinfold.lease import find, sweep
 
 _SLICE: Final = "pinfold.slice"
 _STOP_DEADLINE: Final = 5.0
@@ -27,7 +27,7 @@ def gc(*, dry_run: bool, as_json: bool) -> int:
 
     Exit status 1 if something of it could not be removed. What is not ours, or cannot be read, is only reported.
     """
-    top = census.top()
+    top = find.top()
     found = list(_everything(top, dry_run=dry_run))  # before anything is said: nobody may read it any more
     if as_json:
         click.echo(json.dumps({"schema": 1, "dry_run": dry_run, "swept": found}))
@@ -75,7 +75,7 @@ def slice_place(top: Place) -> Place:
     """The cgroup of pinfold.slice, there or not: of the system's manager for root, of the user's for others."""
     uid = os.geteuid()
     manager = f"user.slice/user-{uid}.slice/user@{uid}.service/" if uid else ""
-    return census.child(top, f"{manager}{_SLICE}")
+    return find.child(top, f"{manager}{_SLICE}")
 
 
 def _runtime(*, user: bool) -> str:
@@ -83,7 +83,7 @@ def _runtime(*, user: bool) -> str:
 
 
 def _is_empty(place: Place) -> bool:
-    return os.path.isdir(place.directory) and not census.below(place) and not census.processes(place)
+    return os.path.isdir(place.directory) and not find.below(place) and not find.processes(place)
 
 
 def line(swept: dict[str, Any]) -> str:

@@ -14,11 +14,11 @@ from typing import Final, Literal
 
 from pinfold.cgroup.files import flat_keyed, number
 from pinfold.cgroup.group import proc_is_ours
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.places import Place
 from pinfold.cli.choice import Wanted
-from pinfold.lease import census, owner
-from pinfold.lease.census import Fold, Member
-from pinfold.lease.record import Owner
+from pinfold.lease import find, owner
+from pinfold.lease.find import FoldEntry, RunEntry
+from pinfold.lease.record import OwnerRecord
 
 _ARGV_AT_MOST: Final = 1 << 16
 
@@ -72,15 +72,15 @@ class FoldFacts:
 
 def take(place: Place, wanted: Wanted) -> Iterator[FoldFacts]:
     """Every fold in a cgroup and below that has these labels, or a run that has them."""
-    for fold in census.folds(place):
-        members = [] if fold.owner is None else census.members(fold)
+    for fold in find.folds(place):
+        members = [] if fold.owner is None else find.members(fold)
         runs = [run for run in members if run.kind != "spare"]
         shown = [run for run in runs if wanted.meets(fold, run)]
         if shown or wanted.meets(fold):
             yield _fold(fold, shown, len(members) - len(runs))
 
 
-def _fold(fold: Fold, runs: Iterable[Member], spares: int) -> FoldFacts:
+def _fold(fold: FoldEntry, runs: Iterable[RunEntry], spares: int) -> FoldFacts:
     known = fold.owner
     ours = known is not None and owner.is_of_our_world(known)
     process = None
@@ -103,10 +103,10 @@ def _fold(fold: Fold, runs: Iterable[Member], spares: int) -> FoldFacts:
     )
 
 
-def _run(run: Member, known: Owner | None) -> RunFacts:
+def _run(run: RunEntry, known: OwnerRecord | None) -> RunFacts:
     """`known`: the owner of its fold, if it counts pids as we do."""
-    place, events = run.place, census.events(run.place)
-    there = census.processes(place)
+    place, events = run.place, find.read_events(run.place)
+    there = find.processes(place)
     # The record may be anybody's: only a process that is in the run is shown as its own.
     pid = run.record.pid if run.record is not None and known is not None else None
     state: Literal["running", "frozen", "quarantined", "ended"] = "frozen" if events.get("frozen") else "running"

@@ -12,14 +12,15 @@ from typing import Final, Literal, NamedTuple
 import click
 
 from pinfold import units
-from pinfold.cgroup import signals, tree
+from pinfold.cgroup import places
 from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.kill import end_all, signal_all
 from pinfold.cli.choice import Chosen, NotChosenError, Wanted, by_labels, by_name
 from pinfold.cli.main import complain
-from pinfold.cli.words import count, safe
+from pinfold.cli.render import count, safe
 from pinfold.errors import Error
-from pinfold.lease import census, record
-from pinfold.lease.hold import held
+from pinfold.lease import find, record
+from pinfold.lease.adopt import held
 
 _KILL_BOUND: Final = 5.0  # seconds for each run
 _AT_ONCE: Final = 100  # runs, of six descriptors each
@@ -65,13 +66,13 @@ def kill(
         raise click.UsageError("--signal needs --grace: how long to wait for its effect")
     patience = units.span(grace or 0, "--grace")
     asked = None if grace is None else units.signal_number(number or "TERM", "--signal")
-    folds = list(census.folds(census.top()))
+    folds = list(find.folds(find.top()))
     try:
         chosen = by_name(folds, runs, labels) if runs else by_labels(folds, labels)
     except NotChosenError as error:
         complain(str(error))
         return 1
-    chosen = _in_order([one for one in chosen if runs or census.events(one.run.place).get("populated")])
+    chosen = _in_order([one for one in chosen if runs or find.read_events(one.run.place).get("populated")])
     if not chosen:
         complain("there is no such run")
     found: list[Killed] = []
@@ -89,7 +90,7 @@ def _in_order(chosen: list[Chosen]) -> list[Chosen]:
     """Without those within others, which go with them, and the run that we are in ourselves last."""
     paths = {one.run.place.path for one in chosen}
     outer = [one for one in chosen if not any(one.run.place.path.startswith(f"{path}/") for path in paths)]
-    own = tree.own_place().path + "/"
+    own = places.own_place().path + "/"
     return sorted(outer, key=lambda one: own.startswith(one.run.place.path + "/"))
 
 
@@ -111,7 +112,7 @@ def end(chosen: Sequence[Chosen], number: int | None, grace: float) -> Iterator[
             for _, cgroup, _ in running:
                 _mark(cgroup)
                 with contextlib.suppress(OSError):
-                    signals.signal_all(cgroup, number)
+                    signal_all(cgroup, number)
             _wait_for([cgroup for _, cgroup, _ in running], grace)
         for one, cgroup, pids in running:
             yield _end_one(one, cgroup, pids)
@@ -122,7 +123,7 @@ def _end_one(one: Chosen, cgroup: Cgroup, pids: list[int]) -> Killed:
         return _told(one, "ended", pids)
     _mark(cgroup)
     try:
-        if signals.end_all(cgroup, _KILL_BOUND):
+        if end_all(cgroup, _KILL_BOUND):
             return _told(one, "killed", pids)
     except OSError as error:
         return _told(one, "left", pids, cgroup.pids(), str(error))
@@ -132,7 +133,7 @@ def _end_one(one: Chosen, cgroup: Cgroup, pids: list[int]) -> Killed:
 def _mark(cgroup: Cgroup) -> None:
     """Tell its owner who it was, before it can have any effect."""
     with contextlib.suppress(OSError):  # it may end meanwhile
-        record.set_attribute(cgroup.dir, record.CANCELED, b"1")
+        record.set_attribute(cgroup.dirfd, record.CANCELED, b"1")
 
 
 def _wait_for(cgroups: list[Cgroup], grace: float) -> None:

@@ -15,8 +15,8 @@ import click
 
 from pinfold.cli.choice import Wanted
 from pinfold.cli.inventory import FoldFacts, ProcessFacts, RunFacts, take
-from pinfold.cli.words import count, safe
-from pinfold.lease import census
+from pinfold.cli.render import count, safe
+from pinfold.lease import find
 from pinfold.units import readable_size, readable_span
 
 _EACH: Final = 1.0  # seconds
@@ -33,7 +33,7 @@ def ps(wanted: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
 
     A fold is a program that runs commands by pinfold, `pinfold run` for one.
     """
-    labels, top = Wanted(wanted), census.top()
+    labels, top = Wanted(wanted), find.top()
     try:
         while True:
             _show(list(take(top, labels)), as_json=as_json, watch=watch)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from pinfold import errors, units
-from pinfold.cli import choice, words
+from pinfold.cli import choice, render
 from pinfold.cli.main import complain
 from pinfold.cli.orphans import Orphans
 from pinfold.cli.terminal import Signals, as_found, on_terminal
@@ -103,7 +103,7 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
         }
         result, ended_by = _supervised(list(argv), place, arguments)
     except SpawnError as error:
-        complain(words.why_not_started(error))
+        complain(render.why_not_started(error))
         if error.result is not None:
             write_result(error.result)
         return error.exit_code
@@ -243,11 +243,11 @@ def _write_whole(fd: int, text: bytes, *, overwrite: bool) -> None:
 
 
 def _report(result: Result, *, verbose: bool) -> None:
-    line = words.the_line(result)
+    line = render.the_line(result)
     if line:
         complain(line)
     if verbose:
-        for detail in words.details(result):
+        for detail in render.details(result):
             complain(detail)
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from pinfold.cli.witness import Witness
+from pinfold.cli.group_signals import Witness
 from pinfold.runs.lifecycle import Event
 from pinfold.runs.loop import READABLE, Loop
 from pinfold.runs.supervise import Supervision

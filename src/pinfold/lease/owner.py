@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
 from pinfold.cgroup.group import proc_is_ours
-from pinfold.lease.record import Owner
+from pinfold.lease.record import OwnerRecord
 
 State = Literal["live", "dead"]
 _LOCK_BOUND: Final = 0.05  # seconds; those who probe a lock hold it for microseconds
@@ -57,13 +57,13 @@ def start_time(pid: int) -> int | None:
     return None if ended else int(fields[19])
 
 
-def this_process(labels: Mapping[str, str], guard: int | None) -> Owner:
+def this_process(labels: Mapping[str, str], guard: int | None) -> OwnerRecord:
     """The record of a fold that this process opens now."""
     pid = os.getpid()
-    return Owner(pid, start_time(pid) or 0, *world(), os.geteuid(), time.time(), guard, labels)
+    return OwnerRecord(pid, start_time(pid) or 0, *world(), os.geteuid(), time.time(), guard, labels)
 
 
-def state(owner: Owner, directory: int) -> State:
+def state(owner: OwnerRecord, directory: int) -> State:
     """Whether the owner that is written on this held directory lives."""
     if owner.closed:
         return "dead"
@@ -71,11 +71,11 @@ def state(owner: Owner, directory: int) -> State:
         started = start_time(owner.pid)
         if started is not None or not _is_hidden(owner.pid):
             # The lock is lost at an exec, which changes neither pid nor start time.
-            return "live" if started == owner.start_time and is_held(directory) else "dead"
-    return "live" if is_held(directory) else "dead"
+            return "live" if started == owner.start_time and is_locked(directory) else "dead"
+    return "live" if is_locked(directory) else "dead"
 
 
-def is_of_our_world(owner: Owner) -> bool:
+def is_of_our_world(owner: OwnerRecord) -> bool:
     """Whether its pids are those that we see in /proc."""
     # A container may have a boot id of its own: as a namespace, it says that the numbers are not to be compared.
     return (owner.boot_id, owner.pid_ns, owner.time_ns) == world() and proc_is_ours()
@@ -94,7 +94,7 @@ def _is_hidden(pid: int) -> bool:
     return not os.path.exists(f"/proc/{pid}/stat")
 
 
-def hold(directory: int, *, bound: float = _LOCK_BOUND) -> bool:
+def lock_shared(directory: int, *, bound: float = _LOCK_BOUND) -> bool:
     """Hold the lease on a cgroup: a lock on this open directory, for as long as anybody has it open.
 
     Many can. False: somebody who probes it has kept us from it for so many seconds.
@@ -107,16 +107,16 @@ def hold(directory: int, *, bound: float = _LOCK_BOUND) -> bool:
     return True
 
 
-def let_go(directory: int) -> None:
+def unlock(directory: int) -> None:
     """End that."""
     fcntl.flock(directory, fcntl.LOCK_UN)
 
 
-def is_held(directory: int) -> bool:
+def is_locked(directory: int) -> bool:
     """Whether somebody holds the lease. `directory` is opened by the caller for this alone, not the holder's."""
     if not _locked(directory, fcntl.LOCK_EX):
         return True
-    let_go(directory)
+    unlock(directory)
     return False
 
 
@@ -128,7 +128,7 @@ def without_makers(directory: int) -> Iterator[bool]:
         yield alone
     finally:
         if alone:
-            let_go(directory)
+            unlock(directory)
 
 
 def _locked(directory: int, kind: int) -> bool:

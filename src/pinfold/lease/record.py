@@ -28,7 +28,7 @@ class MalformedError(ValueError):
     """A record that is none of ours, or of a release that we do not know; says why."""
 
 
-class Owner(NamedTuple):
+class OwnerRecord(NamedTuple):
     """The process that opened a fold.
 
     `start_time`: in clock ticks since boot (proc_pid_stat(5)); with the pid it is unique in one `boot_id`.
@@ -59,7 +59,7 @@ class Owner(NamedTuple):
         return cls(**found)
 
 
-class Run(NamedTuple):
+class RunRecord(NamedTuple):
     """A run. `started`: seconds since 1970. `quarantined`: it is over, and could not be emptied."""
 
     pid: int | None
@@ -135,7 +135,7 @@ def _require_pids(found: dict[str, Any], *names: str) -> None:
             raise MalformedError(f"its {name} is {found[name]!r:.40}, which is no process'")
 
 
-def write(directory: int, attribute: str, record: Owner | Run) -> bool:
+def write(directory: int, attribute: str, record: OwnerRecord | RunRecord) -> bool:
     """Write a record on a held cgroup directory. False: this kernel takes no user attributes there. Raises OSError."""
     import json
 

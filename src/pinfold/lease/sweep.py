@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from pinfold.cgroup import signals
+from pinfold.cgroup import kill
 from pinfold.cgroup.group import GONE, Cgroup
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError, Error, UsageError
-from pinfold.lease import census, owner, record
-from pinfold.lease.census import Fold
-from pinfold.lease.hold import adopted
+from pinfold.lease import find, owner, record
+from pinfold.lease.adopt import adopted
+from pinfold.lease.find import FoldEntry
 
 GUARD: Final = "guard"  # the leaf of a scope that its guard is in
 KILL_BOUND: Final = 2.0  # seconds for each fold; what is left then is held by the kernel or a tracer, and for later
@@ -49,7 +49,7 @@ def sweep(place: Place, *, dry_run: bool = False, bound: float = KILL_BOUND) -> 
 
     Live folds are not touched, nor is what others have made; that is reported if it looks like ours.
     """
-    for fold in list(census.folds(place)):
+    for fold in list(find.folds(place)):
         if fold.owner is None:
             swept = _remove_unused(fold, dry_run=dry_run)
             if swept is not None:
@@ -63,7 +63,7 @@ def sweep(place: Place, *, dry_run: bool = False, bound: float = KILL_BOUND) -> 
             if not dry_run and fold.scope is not None:
                 _end_guard(fold)
         else:
-            for run in census.members(fold):
+            for run in find.members(fold):
                 if run.kind == "quarantined":
                     yield from _end(run.place, "run", "it is over and was not empty", dry_run=dry_run, bound=bound)
 
@@ -75,8 +75,8 @@ def beside(place: Place) -> None:
         end = time.monotonic() + _BESIDE_BOUND
         first = time.monotonic_ns() % max(1, len(names))
         for name in (names[first:] + names[:first])[:_BESIDE_AT_MOST]:
-            at = census.child(place, name)
-            fold = census.fold_at(census.child(at, census.IN_SCOPE) if name.endswith(".scope") else at)
+            at = find.child(place, name)
+            fold = find.fold_at(find.child(at, find.IN_SCOPE) if name.endswith(".scope") else at)
             if fold is not None and fold.unsigned:
                 _remove_unused(fold, dry_run=False)
             elif fold is not None and fold.problem is None and fold.state == "dead" and time.monotonic() < end:
@@ -86,7 +86,7 @@ def beside(place: Place) -> None:
 
 def after_the_owner(directory: str) -> None:
     """For the guard, whose word is enough: end the fold with this base cgroup."""
-    for _ in _end(census.place_of(directory), "fold", "", bound=_GUARD_BOUND, sure=True):
+    for _ in _end(find.place_of(directory), "fold", "", bound=_GUARD_BOUND, sure=True):
         pass
 
 
@@ -104,13 +104,13 @@ def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, 
     try:
         cgroup = adopted(place, parent, parent_path, name)
         try:
-            if not sure and not _is_abandoned(place, cgroup.dir, what):
+            if not sure and not _is_abandoned(place, cgroup.dirfd, what):
                 return
             pids = cgroup.pids()
             if dry_run:
                 yield Swept(place.path, what, "would remove", pids, [], why)
                 return
-            emptied = signals.end_all(cgroup, bound)
+            emptied = kill.end_all(cgroup, bound)
             left = [] if emptied else cgroup.pids()
             removed = cgroup.remove_within(_REMOVE_BOUND if emptied else 0)
             yield Swept(place.path, what, "removed" if removed else "left", pids, left, why)
@@ -125,24 +125,24 @@ def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, 
 
 def _is_abandoned(place: Place, directory: int, what: Literal["fold", "run"]) -> bool:
     if what == "fold":
-        fold = census.examine(place, directory)
+        fold = find.examine(place, directory)
         return fold is not None and fold.problem is None and fold.state == "dead"
     data = record.attribute(directory, record.RUN)
     try:
-        return data is not None and record.Run.parse(data).quarantined
+        return data is not None and record.RunRecord.parse(data).quarantined
     except record.MalformedError:  # since we looked
         return False
 
 
-def _remove_unused(fold: Fold, *, dry_run: bool) -> Swept | None:
+def _remove_unused(fold: FoldEntry, *, dry_run: bool) -> Swept | None:
     """What was made by somebody who did not live to sign it, and so never used; rmdir alone decides.
 
     Raises nothing: if it cannot be told whose it is, or is not empty, it is left and reported.
     """
     assert fold.problem is not None
     foreign = Swept(fold.place.path, "cgroup", "foreign", [], [], fold.problem)
-    if not fold.unsigned or os.geteuid() not in (0, fold.uid) or census.processes(fold.place):
-        again = census.fold_at(fold.place)  # it may just have been signed, or have gone
+    if not fold.unsigned or os.geteuid() not in (0, fold.uid) or find.processes(fold.place):
+        again = find.fold_at(fold.place)  # it may just have been signed, or have gone
         return foreign if again is not None and again.owner is None else None
     why = "it was never signed, and nobody is making it"
     with (
@@ -151,7 +151,7 @@ def _remove_unused(fold: Fold, *, dry_run: bool) -> Swept | None:
         owner.without_makers(parent) as alone,
         _opened(fold.place, fold.place.directory) as directory,
     ):
-        if not alone or owner.is_held(directory):
+        if not alone or owner.is_locked(directory):
             return None
         if dry_run:
             return Swept(fold.place.path, "cgroup", "would remove", [], [], why)
@@ -169,14 +169,14 @@ def _opened(place: Place, directory: str) -> Iterator[int]:
         os.close(fd)
 
 
-def _end_guard(fold: Fold) -> None:
+def _end_guard(fold: FoldEntry) -> None:
     """One that was stopped, or has no end of its own: systemd collects the scope when it is empty."""
     with contextlib.suppress(OSError, Error):
         scope = os.path.dirname(fold.place.directory)
         with _opened(fold.place, scope) as parent:
             guard = Cgroup(fold.place.hierarchy, parent, os.path.dirname(fold.place.path), GUARD)
             try:
-                signals.end_all(guard, _REMOVE_BOUND)
+                kill.end_all(guard, _REMOVE_BOUND)
                 guard.remove_within(_REMOVE_BOUND)
             finally:
                 guard.close()

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self
 
 from pinfold.errors import UsageError
 from pinfold.limits import oci, tables, values
-from pinfold.limits.files import Setting, settings
+from pinfold.limits.cgroup_files import Setting, settings
 from pinfold.limits.tables import Hugetlb, IoMax
 from pinfold.limits.values import Amount, Rlimit
 from pinfold.units import INFINITY

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pinfold.errors import UsageError
-from pinfold.limits import files, tables, values
+from pinfold.limits import cgroup_files, tables, values
 from pinfold.limits.values import DEFAULT_PERIOD_USEC, Amount
 from pinfold.units import INFINITY
 
@@ -194,7 +194,7 @@ def resources(limits: Limits) -> dict[str, Any]:
     """
     found: dict[str, dict[str, Any]] = {"memory": {}, "cpu": {}, "pids": {}, "blockIO": {}}
     texts: dict[str, str] = {
-        setting.file: setting.text for setting in files.settings(limits) if setting.limit != "io_max"
+        setting.file: setting.text for setting in cgroup_files.settings(limits) if setting.limit != "io_max"
     }
     unified: dict[str, str] = {
         file: texts[file] for file in ("memory.high", "cpu.weight", "io.weight") if file in texts

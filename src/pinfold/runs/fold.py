@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Final, Self, TypedDict, Unpack
 
 from pinfold.backend import Backend
-from pinfold.backend.auto import Name as BackendName
-from pinfold.backend.auto import open_backend
+from pinfold.backend.choose import Name as BackendName
+from pinfold.backend.choose import open_backend
 from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.lease.record import checked_labels
 from pinfold.result import Result
@@ -151,9 +151,9 @@ class Fold:
         return self._backend.path
 
     @property
-    def signed(self) -> bool:
+    def has_owner_record(self) -> bool:
         """Whether the base cgroup carries our owner record (an extended attribute)."""
-        return self._backend.signed
+        return self._backend.has_owner_record
 
     def close(self) -> None:
         """Kill what is still running, wait for it, and remove the base cgroup.

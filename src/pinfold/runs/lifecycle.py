@@ -16,7 +16,6 @@ says. Every state but `ended` that the command does not end by itself has a boun
 
 from __future__ import annotations
 
-import signal
 from enum import StrEnum, auto
 from functools import cache
 from typing import Final, NamedTuple
@@ -139,7 +138,7 @@ class Bounds(NamedTuple):
     grace: float = 0.0
     idle: float = INFINITY
     cpu: float = INFINITY
-    signal: int = signal.SIGTERM
+    signal: int = 15  # SIGTERM
     stall: float = INFINITY
 
 

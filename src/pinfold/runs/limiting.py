@@ -7,10 +7,11 @@ import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from pinfold.backend import Asked, Scope
-from pinfold.cgroup import control, oom
+from pinfold.backend import Scope, ScopeRequest
+from pinfold.cgroup import oom
+from pinfold.cgroup.controllers import exchange, unsupported
 from pinfold.cgroup.files import flat_keyed
-from pinfold.cgroup.tree import above
+from pinfold.cgroup.places import ancestors
 from pinfold.errors import CgroupError, Error, SpawnError, Unsupported
 from pinfold.result import Events
 from pinfold.runs.memory import MemoryWatch
@@ -18,7 +19,7 @@ from pinfold.units import INFINITY
 
 if TYPE_CHECKING:
     from pinfold.limits import Limits
-    from pinfold.limits.files import Setting
+    from pinfold.limits.cgroup_files import Setting
 
 RESOURCES: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
 _SLOW: Final = 0.1  # CPUs
@@ -27,7 +28,7 @@ _SLOW: Final = 0.1  # CPUs
 class AppliedLimits:
     """The limits of one run: what was asked, what is in force, and in the end what they did."""
 
-    def __init__(self, asked: Asked, scope: Scope, stall_timeout: float) -> None:
+    def __init__(self, asked: ScopeRequest, scope: Scope, stall_timeout: float) -> None:
         """Apply them to a cgroup that nothing is in yet. Raises Unsupported or CgroupError; see `_apply`."""
         self._scope, self._stall_timeout = scope, stall_timeout
         if stall_timeout < INFINITY:
@@ -35,14 +36,14 @@ class AppliedLimits:
         self.limits = (
             {"asked": {}, "applied": {}, "missing": {}} if asked.limits is None else _apply(asked.limits, scope)
         )
-        self._before = {} if scope.above is None else scope.above.counts()
+        self._before = {} if scope.ancestor_oom is None else scope.ancestor_oom.counts()
         self._watch: MemoryWatch | None = None
         self._cpu_max: str | None = None
         self._unit_cpu_max: str | None = None
 
     def watch(self, start: float) -> bool:
         """Begin to look at its memory. False: there is no controller to tell, and `look` need not be called."""
-        if self._scope.above is None:
+        if self._scope.ancestor_oom is None:
             return False
         self._watch = MemoryWatch(self._scope.cgroup, self._stall_timeout, start)
         return True
@@ -78,7 +79,7 @@ class AppliedLimits:
         self._cpu_max = None
         if self._unit_cpu_max is not None:
             with contextlib.suppress(OSError):  # the run's own is the limit; the unit's is for show
-                control.exchange(next(above(self._scope.place)), "cpu.max", self._unit_cpu_max)
+                exchange(next(ancestors(self._scope.place)), "cpu.max", self._unit_cpu_max)
 
     def relax_cpu(self) -> None:
         """Let what was killed die at its own speed: at 1 % of a CPU even that takes seconds.
@@ -92,7 +93,7 @@ class AppliedLimits:
             self._scope.cgroup.set("cpu.max", "max")
         if self._scope.own_unit is not None:
             with contextlib.suppress(OSError):
-                self._unit_cpu_max = control.exchange(next(above(self._scope.place)), "cpu.max", "max")
+                self._unit_cpu_max = exchange(next(ancestors(self._scope.place)), "cpu.max", "max")
 
     @property
     def parts(self) -> dict[str, int]:
@@ -109,9 +110,9 @@ class AppliedLimits:
         events = Events(memory.get("oom"), memory.get("oom_kill"), pids.get("max"), stall=stall and not unkillable)
         if stall:
             events = events._replace(oom_by="own", oom_cgroup=scope.cgroup.path)
-        elif memory.get("oom_kill") and scope.above is not None:
+        elif memory.get("oom_kill") and scope.ancestor_oom is not None:
             own = frozenset({scope.cgroup.path} | ({scope.own_unit} if scope.own_unit else set()))
-            by, cgroup = oom.verdict(texts, own, self._before, scope.above)
+            by, cgroup = oom.verdict(texts, own, self._before, scope.ancestor_oom)
             process = oom.victim(scope.cgroup.path.rpartition("/")[2])
             events = events._replace(oom_by=by, oom_cgroup=cgroup, oom_process=process)
         return events
@@ -129,7 +130,7 @@ def _apply(limits: Limits, scope: Scope) -> dict[str, dict[str, Any]]:
     for setting in limits.settings():
         try:
             if setting.controller not in scope.controllers:
-                raise control.unsupported(f"limit {setting.limit}", setting.controller, scope.place)
+                raise unsupported(f"limit {setting.limit}", setting.controller, scope.place)
             value = _set(setting, scope)
         except Error as error:
             if limits.requirement == "required":
@@ -165,6 +166,6 @@ def _require_stall_guard(scope: Scope) -> None:
     """Raise Unsupported where nobody could tell that a run is stuck: that takes the memory controller and PSI."""
     what = "stall_timeout"
     if "memory" not in scope.controllers:
-        raise control.unsupported(what, "memory", scope.place)
+        raise unsupported(what, "memory", scope.place)
     if scope.cgroup.read("memory.pressure") is None:
         raise Unsupported(what, "this kernel does not measure pressure (PSI)", "boot with psi=1 (Linux 4.20)")

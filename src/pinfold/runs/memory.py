@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from pinfold.cgroup.accounts import memory_parts
 from pinfold.cgroup.files import flat_keyed, number, stall_usec
 from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.usage import memory_parts
 from pinfold.units import INFINITY
 
 LOOK: Final = 0.1  # seconds

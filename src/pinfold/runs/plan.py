@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pinfold.backend import Asked
+from pinfold.backend import ScopeRequest
 from pinfold.command import Command
 from pinfold.policy import Policy
 from pinfold.runs.lifecycle import Bounds
@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     stdio: StdioPlan
     wait: bool
     encoding: str | None
-    asked: Asked
+    asked: ScopeRequest
     labels: Mapping[str, str]
     kill_at_limit: bool
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from errno import errorcode
 from typing import Any, Final
 
-from pinfold.cgroup.accounts import usage
+from pinfold.cgroup.usage import usage
 from pinfold.errors import SpawnError
 from pinfold.result import Events, Placement, Receipt, Result, Stream, Usage
 from pinfold.runs.ending import Ending

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from pinfold import units
-from pinfold.backend import Asked
+from pinfold.backend import ScopeRequest
 from pinfold.command import PLAIN, Attributes, Command
 from pinfold.errors import UsageError
 from pinfold.lease.record import checked_labels
@@ -203,7 +203,7 @@ def _encoding(encoding: str | None) -> str:
 
 
 _PLAIN = Policy()
-_NOTHING_ASKED = Asked()
+_NOTHING_ASKED = ScopeRequest()
 
 
 def _limits(value: Limits | Mapping[str, Any]) -> Limits:
@@ -216,7 +216,7 @@ def _limits(value: Limits | Mapping[str, Any]) -> Limits:
     return Limits.of(value)
 
 
-def _asked(limits: Limits | None, unit: str | None, argv: list[bytes], *, stall: bool) -> Asked:
+def _asked(limits: Limits | None, unit: str | None, argv: list[bytes], *, stall: bool) -> ScopeRequest:
     if limits is None and unit is None and not stall:
         return _NOTHING_ASKED
     controllers: frozenset[str] = (
@@ -224,7 +224,7 @@ def _asked(limits: Limits | None, unit: str | None, argv: list[bytes], *, stall:
     )
     if stall:
         controllers |= {"memory"}
-    return Asked(limits, controllers, unit, _described(argv))
+    return ScopeRequest(limits, controllers, unit, _described(argv))
 
 
 def _described(argv: list[bytes]) -> str:

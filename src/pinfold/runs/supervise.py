@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from pinfold.backend import Backend
-from pinfold.cgroup import signals
+from pinfold.cgroup import kill
 from pinfold.errors import SpawnError
 from pinfold.lease import record
 from pinfold.runs.ending import Ending
@@ -82,7 +82,7 @@ class Supervision:
         ending.started_at, self._began = time.time(), clock()
         plan.stdio.open(self.io)
         scope = ending.scope = self._backend.scope(plan.asked)
-        if scope.above is not None or plan.asked.limits is not None or plan.bounds.stall < INFINITY:
+        if scope.ancestor_oom is not None or plan.asked.limits is not None or plan.bounds.stall < INFINITY:
             self._limits = AppliedLimits(plan.asked, scope, plan.bounds.stall)
             ending.limits = self._limits.limits
         if plan.bounds.cpu < INFINITY:
@@ -222,7 +222,7 @@ class Supervision:
         """Whether somebody outside has asked for the end of a run whose main process has ended."""
         scope = self.ending.scope
         with contextlib.suppress(OSError):
-            if record.attribute(scope.cgroup.dir, record.CANCELED) is not None:
+            if record.attribute(scope.cgroup.dirfd, record.CANCELED) is not None:
                 self._events.appendleft(Event.REVOKED)
                 return
         # systemd ends a scope by signals to all in it, in no order: it has to be asked, by a call of the bus.
@@ -258,7 +258,7 @@ class Supervision:
         ending, command, cgroup = self.ending, self.plan.command, self.ending.scope.cgroup
         relaxed = self._limits is not None and self._limits.relax_for_exec()
         self._shares = relaxed or command.identity.changes
-        start.start(self.child, command, self.plan.steps, self.io.child, cgroup.dir)
+        start.start(self.child, command, self.plan.steps, self.io.child, cgroup.dirfd)
         if self.child.pid < 0:
             self._reap()
             error = start.failure(self.child, command, cgroup.path)
@@ -304,8 +304,8 @@ class Supervision:
         """Say on its cgroup what it is. A kernel that takes no such record is no reason not to run."""
         ending = self.ending
         with contextlib.suppress(OSError):
-            run = record.Run(ending.pid, ending.started_at, self.plan.labels)
-            record.write(ending.scope.cgroup.dir, record.RUN, run)
+            run = record.RunRecord(ending.pid, ending.started_at, self.plan.labels)
+            record.write(ending.scope.cgroup.dirfd, record.RUN, run)
 
     def _look_cpu(self) -> Event | None:
         used = self.ending.scope.cgroup.cpu_usec() / 1e6
@@ -322,16 +322,16 @@ class Supervision:
 
     def _watch_empty(self) -> None:
         self._watching = True
-        self.add(self.ending.scope.cgroup.events, PRIORITY, self._changed)
+        self.add(self.ending.scope.cgroup.events_fd, PRIORITY, self._changed)
 
     def _terminate(self) -> None:
         cgroup, number = self.ending.scope.cgroup, self.plan.bounds.signal
         # The main process once, by its pidfd: a program may take a second request for "now".
         self.signal_main(number)
         self._work_left = itertools.chain(
-            signals.signal_each(cgroup, number, but=self.ending.pid),
+            kill.signal_each(cgroup, number, but=self.ending.pid),
             # A stopped process would keep the signal pending until the kill; as systemd does.
-            signals.signal_each(cgroup, signal.SIGCONT, rounds=1),
+            kill.signal_each(cgroup, signal.SIGCONT, rounds=1),
         )
         self._work()
 
@@ -363,7 +363,7 @@ class Supervision:
             self._limits.relax_cpu()
 
     def _kill_each(self) -> None:
-        self._work_left = signals.kill_each(self.ending.scope.cgroup)
+        self._work_left = kill.kill_each(self.ending.scope.cgroup)
         self._work()
 
     def _work(self) -> None:
@@ -384,7 +384,7 @@ class Supervision:
         ending.emptied = not ending.stuck_pids
         if self._watching:
             self._watching = False
-            self._loop.drop(ending.scope.cgroup.events)
+            self._loop.drop(ending.scope.cgroup.events_fd)
         if self._killed_at and ending.emptied:
             ending.kill_to_empty = clock() - self._killed_at
         if self.io.feed is not None:
@@ -456,7 +456,7 @@ class Supervision:
         if hasattr(ending, "scope"):
             if self._watching:
                 self._watching = False
-                self._loop.drop(ending.scope.cgroup.events)
+                self._loop.drop(ending.scope.cgroup.events_fd)
             if ending.scope.revocable is not None:
                 self._loop.drop(ending.scope.revocable.fd)
             ending.scope.cgroup.close()
@@ -487,13 +487,13 @@ class Supervision:
     def freeze(self) -> bool:
         """Stop the whole tree; `is_frozen` tells when it has come to a stop."""
         if not self.ended:
-            self.ending.scope.cgroup.freeze(True)
+            self.ending.scope.cgroup.freeze()
         return self.is_frozen()
 
     def thaw(self) -> bool:
         """Let the tree go on."""
         if not self.ended:
-            self.ending.scope.cgroup.freeze(False)
+            self.ending.scope.cgroup.thaw()
         return True
 
     def is_frozen(self) -> bool:
@@ -520,7 +520,7 @@ class Supervision:
             cgroup.kill()
             while not (self._is_empty() or clock() >= until):
                 self.signal_main(signal.SIGKILL)
-                for _ in signals.kill_each(cgroup):
+                for _ in kill.kill_each(cgroup):
                     pass
                 time.sleep(_ABORT_LOOK)
             ending.emptied = self._is_empty()

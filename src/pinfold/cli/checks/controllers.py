@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from pinfold.cgroup import control, delegation
-from pinfold.cgroup.tree import Place, above
+from pinfold.cgroup import delegation
+from pinfold.cgroup.controllers import available, bound_to_v1, given, holds_processes, is_root, missing
+from pinfold.cgroup.places import Place, ancestors
 from pinfold.cli.checks import Check
 
 CONTROLLERS: Final = ("cpu", "memory", "pids", "io", "cpuset", "hugetlb")
@@ -26,20 +27,20 @@ def controllers(place: Place) -> Iterator[Check]:
         if found is not None:
             yield Check(f"controller {name}", True, found)
         else:
-            why, fix = control.missing(name, place)
+            why, fix = missing(name, place)
             yield Check(f"controller {name}", False, f"{why} ({_WITHOUT.get(name, 'no limit')})", fix=fix)
 
 
 def standing(controller: str, place: Place) -> str | None:
     """How runs in `place` come to a controller; None: they do not."""
-    if controller in control.given(place.directory):
+    if controller in given(place.directory):
         return "runs have it"
-    if controller in control.available(place.directory):
+    if controller in available(place.directory):
         return "runs are given it when a limit asks for it"
-    parent = next(above(place), None)
-    if parent is None or controller not in control.available(parent.directory):
+    parent = next(ancestors(place), None)
+    if parent is None or controller not in available(parent.directory):
         return None
-    if control.is_root(parent.directory) or not control.holds_processes(parent.directory):
+    if is_root(parent.directory) or not holds_processes(parent.directory):
         return "runs are given it when a limit asks for it"
     if delegation.is_delegated(parent):
         return f"runs are given it when a limit asks for it, and `pinfold run` moves what is in {parent.path} to a leaf"
@@ -48,7 +49,7 @@ def standing(controller: str, place: Place) -> str | None:
 
 def version_1() -> Iterator[Check]:
     """What cgroup v1 holds back from v2."""
-    bound = control.bound_to_v1()
+    bound = bound_to_v1()
     if bound:
         yield Check("cgroup v1", False, f"holds {' '.join(bound)}", fix="boot with cgroup_no_v1=all")
     else:

@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from pinfold.cgroup import tree
-from pinfold.cgroup.control import given
+from pinfold.cgroup import places
+from pinfold.cgroup.controllers import given
 from pinfold.cli.checks import Check, read
 from pinfold.cli.checks.trial import Trial
 from pinfold.runs.reap import remembered
@@ -32,7 +32,7 @@ OPTIONS: Final = (
 _CONFIGS: Final = ("/boot/config-{}", "/lib/modules/{}/config")
 
 
-def files(place: tree.Place) -> Iterator[Check]:
+def files(place: places.Place) -> Iterator[Check]:
     """The files of cgroups, in one that runs are made in."""
     there = given(place.directory)
     for name, since, controller, without in FILES:
@@ -64,12 +64,14 @@ def births(trial: Trial) -> Iterator[Check]:
             since="5.7",
         )
     if trial.fold is not None:
-        signed = trial.fold.signed
+        has_record = trial.fold.has_owner_record
         yield Check(
             "user.* attributes",
-            signed,
-            "cgroups carry a record of their owner" if signed else "refused: cgroups carry no record of their owner",
-            fix=None if signed else "take Linux 5.7",
+            has_record,
+            "cgroups carry a record of their owner"
+            if has_record
+            else "refused: cgroups carry no record of their owner",
+            fix=None if has_record else "take Linux 5.7",
             since="5.7",
         )
 
@@ -97,7 +99,7 @@ def pidfds() -> Iterator[Check]:
     yield Check("PIDFD_GET_INFO", kept, "tells the status of a reaped child" if kept else lost, fix=fix, since="6.15")
 
 
-def pressure(place: tree.Place | None) -> Iterator[Check]:
+def pressure(place: places.Place | None) -> Iterator[Check]:
     """PSI (psi.rst): whether the kernel has it, had it switched off at boot, or in this cgroup (Linux 6.1)."""
     name, since = "pressure (PSI)", "4.20"
     if read("/proc/pressure/cpu") is None:
@@ -133,7 +135,7 @@ def _configured(option: str) -> bool | None:
 
 def mount_options() -> Iterator[Check]:
     """The options that the hierarchy was mounted with; they can be seen from any cgroup namespace."""
-    mounts = tree.mounts(read("/proc/self/mountinfo") or "")
+    mounts = places.mounts(read("/proc/self/mountinfo") or "")
     if not mounts:
         return
     mount = mounts[-1]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 
 from pinfold.backend.bus_address import bus_address
-from pinfold.cgroup import container, delegation, tree
+from pinfold.cgroup import advice, delegation, places
 from pinfold.cli.checks import Check
 from pinfold.errors import Error, NoCgroup2, NotDelegated, Unsupported
 
@@ -18,20 +18,20 @@ class Surroundings:
 
     def __init__(self) -> None:
         """Look; raises nothing that is of this host's making."""
-        self.own: tree.Place | None = None
-        self.nearest: tree.Place | None = None
-        self.for_runs: tree.Place | None = None
+        self.own: places.Place | None = None
+        self.nearest: places.Place | None = None
+        self.for_runs: places.Place | None = None
         self.missing: Unsupported | OSError | None = None
         try:
-            self.own = tree.own_place()
-            self.nearest = tree.delegated_place()
+            self.own = places.own_place()
+            self.nearest = places.delegated_place()
             self.for_runs = delegation.place_for_runs()
         except (NoCgroup2, NotDelegated, OSError) as error:
             self.missing = error
 
     def mount(self) -> Iterator[Check]:
         """Whether there is a usable cgroup v2, and what this runs in."""
-        kind = container.kind()
+        kind = advice.kind()
         yield Check("container", True, kind or "no mark of one")
         name, error = "cgroup v2", self.missing
         if self.own is not None:
@@ -63,7 +63,7 @@ class Surroundings:
             yield Check("place of folds", True, f"{self.for_runs.directory} (of the backend cgroupfs)")
 
     @staticmethod
-    def _handed_over(place: tree.Place) -> str:
+    def _handed_over(place: places.Place) -> str:
         if not delegation.systemd_is_running():
             return ""
         unit = delegation.unit_of(place.path)

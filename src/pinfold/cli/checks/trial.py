@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, Self
 
-from pinfold.backend.auto import VARIABLE
-from pinfold.cgroup import control, tree
+from pinfold.backend.choose import VARIABLE
+from pinfold.cgroup import places
+from pinfold.cgroup.controllers import given
 from pinfold.cli.checks import REPORT, Check
 from pinfold.errors import Error, NoSystemd, UnitError, Unsupported, UsageError
 from pinfold.limits import Limits
@@ -34,25 +35,25 @@ class Trial:
         """Open it and run; raises nothing that is of this host's making."""
         self.error: Exception | None = None
         self.fold: Fold | None = None
-        self.place: tree.Place | None = None
+        self.place: places.Place | None = None
         self.plain: Result | None = None
         self.stray: Result | None = None
         self.limited: Result | None = None
         try:
             self.fold = Fold(move_caller=True, spare=False)
-            self.place = tree.place_at(self.fold.path)
+            self.place = places.place_at(self.fold.path)
             self._run(self.fold, self.place)
         except Exception as error:  # noqa: BLE001  # told by the checks, whatever it is
             self.error = error
 
-    def _run(self, fold: Fold, place: tree.Place) -> None:
+    def _run(self, fold: Fold, place: places.Place) -> None:
         env = {"PATH": os.defpath}  # it is the host that is looked at, not the caller's environment
         self.plain = fold.run(["true"], timeout=_DEADLINE, env=env)
         self.stray = fold.run(["sh", "-c", "setsid sleep 60 & exit 0"], timeout=_DEADLINE, env=env)
         # Only what runs are given in any case: a limit can have controllers enabled further up, and that would stay.
-        given = control.given(place.directory)
-        if "memory" in given:
-            asked = {name: value for each in sorted(given & set(_LIMITS)) for name, value in _LIMITS[each].items()}
+        there = given(place.directory)
+        if "memory" in there:
+            asked = {name: value for each in sorted(there & set(_LIMITS)) for name, value in _LIMITS[each].items()}
             self.limited = fold.run(["true"], timeout=_DEADLINE, env=env, limits=Limits.of(asked))
 
     def __enter__(self) -> Self:

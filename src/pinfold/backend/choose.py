@@ -9,7 +9,7 @@ from typing import Final, Literal, cast, get_args
 from pinfold.backend import Backend
 from pinfold.backend.cgroupfs import CgroupfsBackend
 from pinfold.cgroup import delegation
-from pinfold.cgroup.tree import own_place
+from pinfold.cgroup.places import own_place
 from pinfold.errors import NoSystemd, NotDelegated, UsageError
 
 Name = Literal["auto", "cgroupfs", "systemd"]

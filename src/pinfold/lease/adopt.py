@@ -8,20 +8,20 @@ import os
 from collections.abc import Iterator
 
 from pinfold.cgroup.group import GONE, Cgroup
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError, Error
-from pinfold.lease import census
-from pinfold.lease.census import RUN_PREFIX, Fold
+from pinfold.lease import find
+from pinfold.lease.find import RUN_PREFIX, FoldEntry
 
 
 @contextlib.contextmanager
-def held(fold: Fold, run_id: str) -> Iterator[Cgroup | None]:
+def held(fold: FoldEntry, run_id: str) -> Iterator[Cgroup | None]:
     """The cgroup of a run; None if it is gone.
 
     Raises Error if it is no run in a fold that is ours to touch, or not any more; CgroupError if it cannot be opened.
     """
     place, name = fold.place, RUN_PREFIX + run_id
-    if census.RUN_NAME.fullmatch(name) is None:
+    if find.RUN_NAME.fullmatch(name) is None:
         raise Error(f"{place.path}/{name}: is not named like a run")
     try:
         base = place.hierarchy.open_root(place.directory)
@@ -44,7 +44,7 @@ def held(fold: Fold, run_id: str) -> Iterator[Cgroup | None]:
 
 def _check(place: Place, base: int) -> None:
     try:
-        found = census.examine(place, base)
+        found = find.examine(place, base)
     except OSError as error:
         raise CgroupError("look at", place.path, error) from error
     if found is None or found.problem is not None:

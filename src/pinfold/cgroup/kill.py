@@ -25,10 +25,10 @@ def freeze(cgroup: Cgroup) -> None:
 
     The write stops every process at its next return to user space; only those inside a system call trail.
     """
-    cgroup.freeze(True)
+    cgroup.freeze()
     if not cgroup.frozen():
         poll = select.poll()
-        poll.register(cgroup.events, select.POLLPRI)
+        poll.register(cgroup.events_fd, select.POLLPRI)
         poll.poll(_FREEZE_BOUND_MS)
 
 
@@ -84,12 +84,12 @@ def kill_each(cgroup: Cgroup) -> Iterator[None]:
 
     Goes on with each step of the iterator.
     """
-    cgroup.freeze(True)
+    cgroup.freeze()
     try:
         yield from signal_each(cgroup, signal.SIGKILL)
         cgroup.kill()
     finally:
-        cgroup.freeze(False)
+        cgroup.thaw()
 
 
 def end_all(cgroup: Cgroup, bound: float) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pinfold.cgroup import control
+from pinfold.cgroup import controllers
 from pinfold.cgroup.files import Hierarchy
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.places import Place
 
 
 def a_way(tmp_path, *names, given="", procs=""):
@@ -34,13 +34,13 @@ def a_way(tmp_path, *names, given="", procs=""):
     ],
 )
 def test_the_fix_is_that_of_the_unit_that_it_is_missing_in(tmp_path, names, fix):
-    found, mends = control.missing("memory", a_way(tmp_path, *names))
+    found, mends = controllers.missing("memory", a_way(tmp_path, *names))
     assert found == "the controller memory stops at /, whose cgroup.subtree_control does not name it"
     assert fix in mends
 
 
 def test_what_systemd_does_not_manage_is_given_by_hand_and_all_the_way_down(tmp_path):
-    _found, mends = control.missing("hugetlb", a_way(tmp_path, "system.slice", "x.scope"))
+    _found, mends = controllers.missing("hugetlb", a_way(tmp_path, "system.slice", "x.scope"))
     assert mends.startswith(
         f"as root: echo +hugetlb > {tmp_path}/cgroup.subtree_control; then likewise in each cgroup below"
     )
@@ -62,16 +62,16 @@ def test_what_systemd_does_not_manage_is_given_by_hand_and_all_the_way_down(tmp_
     ],
 )
 def test_a_controller_that_is_not_even_at_the_top_is_explained(tmp_path, monkeypatch, hierarchies, root, words, fix):
-    monkeypatch.setattr(control, "_v1_hierarchies", lambda: hierarchies)
+    monkeypatch.setattr(controllers, "_v1_hierarchies", lambda: hierarchies)
     place = a_way(tmp_path, "a")
     (tmp_path / "cgroup.controllers").write_text("")
     if not root:
         (tmp_path / "cgroup.type").write_text("domain")
-    found, mends = control.missing("io", place)
+    found, mends = controllers.missing("io", place)
     assert words in found
     assert mends.startswith(fix)
 
 
 def test_the_controllers_of_v1_are_named(monkeypatch):
-    monkeypatch.setattr(control, "_v1_hierarchies", lambda: {"cpu": 1, "pids": 0, "blkio": 7})
-    assert control.bound_to_v1() == ["cpu", "blkio"]
+    monkeypatch.setattr(controllers, "_v1_hierarchies", lambda: {"cpu": 1, "pids": 0, "blkio": 7})
+    assert controllers.bound_to_v1() == ["cpu", "blkio"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pinfold.cli import words
+from pinfold.cli import render
 from pinfold.cli.run import exit_status
 from pinfold.result import Events, Placement, Receipt, Result, Stuck, Usage
 
@@ -41,7 +41,7 @@ LIMIT = limits({"memory_max": 64 << 20}, {"memory_max": 64 << 20, "memory_oom_gr
 )  # fmt: skip
 def test_a_run_that_ended_for_its_memory_is_told_with_limit_and_process(events, line):
     result = a_result(outcome="oom_killed", returncode=-9, events=events, limits=LIMIT)
-    assert words.the_line(result) == line
+    assert render.the_line(result) == line
     assert exit_status(result) == 137
 
 
@@ -68,17 +68,17 @@ def test_a_kill_for_memory_that_was_not_the_end_is_told_with_whose_limit_it_was(
 ):
     events = Events(1, 1, None, by, cgroup, VICTIM)
     result = a_result(outcome=outcome, returncode=returncode, events=events, limits=LIMIT)
-    assert words.the_line(result) == f"{begins}; the kernel killed processes of it {told}"
+    assert render.the_line(result) == f"{begins}; the kernel killed processes of it {told}"
 
 
 @pytest.mark.parametrize("events", [Events(), Events(0, 0, 0), Events(oom=3, oom_kill=0), Events(pids_max=7)], ids=str)
 def test_without_a_kill_nothing_is_said_of_memory(events):
-    assert words.the_line(a_result(events=events)) is None
+    assert render.the_line(a_result(events=events)) is None
 
 
 def test_a_limit_that_was_not_applied_is_not_named():
     result = a_result(outcome="oom_killed", returncode=-9, events=OWN, limits=limits({"memory_max": 1}, {}))
-    assert words.the_line(result).startswith("killed at its memory limit, in ")
+    assert render.the_line(result).startswith("killed at its memory limit, in ")
 
 
 def test_details_list_limits_in_force_and_those_that_are_not():
@@ -86,19 +86,19 @@ def test_details_list_limits_in_force_and_those_that_are_not():
         {"memory_max": 1 << 20, "pids_max": 5, "io_weight": 7}, {"memory_max": 1 << 20, "pids_max": 5},
         {"io_weight": "no such file"},
     ))  # fmt: skip
-    found = words.details(result)
+    found = render.details(result)
     assert "limits in force: memory_max 1048576, pids_max 5" in found
     assert "limit io_weight NOT in force: no such file" in found
 
 
 def test_details_say_where_nothing_of_what_was_asked_is_in_force():
-    found = words.details(a_result(limits=limits({"pids_max": 5}, {}, {"pids_max": "why"})))
+    found = render.details(a_result(limits=limits({"pids_max": 5}, {}, {"pids_max": "why"})))
     assert "limits in force: none" in found
     assert "limit pids_max NOT in force: why" in found
 
 
 def test_details_of_a_run_without_limits_have_no_word_of_them():
-    assert not [line for line in words.details(a_result()) if "limit" in line]
+    assert not [line for line in render.details(a_result()) if "limit" in line]
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_details_of_a_run_without_limits_have_no_word_of_them():
     ids=["cgroupfs", "systemd"],
 )  # fmt: skip
 def test_details_say_where_it_ran_and_why_there(placement, lines):
-    found = words.details(a_result(placement=placement))
+    found = render.details(a_result(placement=placement))
     assert found[: len(lines)] == lines
     assert found[len(lines)].startswith("receipt: ")
 
 
 def test_details_tell_what_was_used_and_what_nobody_knows():
-    found = words.details(a_result(usage=Usage(1_500_000, 1_000_000, None, 3 << 20)))
+    found = render.details(a_result(usage=Usage(1_500_000, 1_000_000, None, 3 << 20)))
     assert found[-1] == (
         "usage: cpu 1.50 s, user 1.00 s, memory peak 3.0 MiB (this host does not tell: system, pids peak)"
     )
@@ -135,5 +135,5 @@ def test_details_tell_what_was_used_and_what_nobody_knows():
 )
 def test_what_could_not_be_killed_is_named_with_its_holder(stuck, said):
     receipt = CLEAN._replace(emptied=False, removed=False, stuck_pids=[7], stuck_processes=[stuck])
-    line = words.the_line(a_result(outcome="canceled", returncode=-9, receipt=receipt))
+    line = render.the_line(a_result(outcome="canceled", returncode=-9, receipt=receipt))
     assert f"; could not be killed: {said}; its cgroup /base/run-abc could not be removed (" in line

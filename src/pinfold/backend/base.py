@@ -1,4 +1,4 @@
-"""Pen: the cgroup that the runs of a fold are made in, wherever that is, with our owner record and the spare one."""
+"""BaseCgroup: the cgroup that the runs of a fold are made in, with our owner record and the spare one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Final
 
 from pinfold.backend import Revocable, Scope
 from pinfold.backend.guard import Guard
-from pinfold.cgroup import control
+from pinfold.cgroup.controllers import ACCOUNTING, give
 from pinfold.cgroup.group import Cgroup
-from pinfold.cgroup.oom import CgroupsAbove
-from pinfold.cgroup.signals import KILL_ROUND, kill_each
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.kill import KILL_ROUND, kill_each
+from pinfold.cgroup.oom import AncestorOom
+from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError
 from pinfold.lease import owner, record
-from pinfold.lease.census import RUN_PREFIX
+from pinfold.lease.find import RUN_PREFIX
 from pinfold.result import Placement
 
 REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
@@ -28,46 +28,46 @@ _LEASE_BOUND: Final = 1.0
 _LOOK: Final = 0.001
 
 
-class Pen:
+class BaseCgroup:
     """A cgroup of ours with nothing in it but the cgroups of runs, all with the same controllers."""
 
-    def __init__(self, above: Place, name: str, placement: Placement, guard: Guard, *,
+    def __init__(self, parent: Place, name: str, placement: Placement, guard: Guard, *,
                  labels: Mapping[str, str], revocable: Revocable | None = None, own_unit: bool = False,
                  spare: bool = False) -> None:  # fmt: skip
-        """Make it in `above`, under the eyes of `guard`, and enable every controller that tells what was used.
+        """Make it in `parent`, under the eyes of `guard`, and enable every controller that tells what was used.
 
         `placement`: as the Results will have it, but for the cgroup. `labels`: for the owner record. `revocable`,
         `own_unit`: see Scope. `spare`: make the cgroup of the next run while one is running, which takes mkdir off its
         path. Raises CgroupError.
         """
-        self.place = Place(os.path.join(above.directory, name), f"{above.path.rstrip('/')}/{name}", above.hierarchy)
-        self._hierarchy, self._placement, self.signed = above.hierarchy, placement, False
-        self._revocable, self._own_unit, self._spare = revocable, above.path if own_unit else None, spare
+        self.place = Place(os.path.join(parent.directory, name), f"{parent.path.rstrip('/')}/{name}", parent.hierarchy)
+        self._hierarchy, self._placement, self.has_owner_record = parent.hierarchy, placement, False
+        self._revocable, self._own_unit, self._spare = revocable, parent.path if own_unit else None, spare
         self._spares: deque[Scope] = deque()  # its own methods are atomic
         self._quarantined: deque[str] = deque()  # names of runs that are over, and could not be emptied
-        self._above: CgroupsAbove | None = None
+        self._ancestor_oom: AncestorOom | None = None
         self._killed_at, self._removed = 0.0, False
         self.controllers: frozenset[str] = frozenset()
         try:
-            self._parent = self._hierarchy.open_root(above.directory)
+            self._parent = self._hierarchy.open_root(parent.directory)
         except OSError as error:
-            raise CgroupError("open", above.directory, error) from error
+            raise CgroupError("open", parent.directory, error) from error
         try:
             self._have_watched_by(guard)
             # From mkdir to the record nobody can tell whose it is: a gc waits for this lock.
-            owner.hold(self._parent)
+            owner.lock_shared(self._parent)
             # Nor can anybody else open it until we hold its lock, and so keep us from that.
-            self._base = Cgroup.make(self._hierarchy, self._parent, above.path.rstrip("/"), name, mode=0o700)
+            self._cgroup = Cgroup.make(self._hierarchy, self._parent, parent.path.rstrip("/"), name, mode=0o700)
         except BaseException:
             os.close(self._parent)
             raise
         try:
-            _pens.add(self)
+            _bases.add(self)
             self._owner = owner.this_process(labels, guard.pid)
-            self.signed = self._sign()
-            os.chmod(self._base.dir, 0o755)
-            owner.let_go(self._parent)
-            self.enable(control.ACCOUNTING)
+            self.has_owner_record = self._sign()
+            os.chmod(self._cgroup.dirfd, 0o755)
+            owner.unlock(self._parent)
+            self.enable(ACCOUNTING)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError) and not isinstance(error, CgroupError):
@@ -78,8 +78,8 @@ class Pen:
         """Have another guard, and say so on record."""
         self._have_watched_by(guard)
         self._owner = self._owner._replace(guard=guard.pid)
-        if self.signed:
-            record.write(self._base.dir, record.OWNER, self._owner)
+        if self.has_owner_record:
+            record.write(self._cgroup.dirfd, record.OWNER, self._owner)
 
     def _have_watched_by(self, guard: Guard) -> None:
         try:
@@ -88,17 +88,17 @@ class Pen:
             raise CgroupError("have a guard watch", self.place.path, error) from error
 
     def _sign(self) -> bool:
-        if not owner.hold(self._base.dir, bound=_LEASE_BOUND):
+        if not owner.lock_shared(self._cgroup.dirfd, bound=_LEASE_BOUND):
             raise CgroupError("flock", self.place.path, BlockingIOError(errno.EWOULDBLOCK, "somebody holds its lock"))
-        return record.write(self._base.dir, record.OWNER, self._owner)
+        return record.write(self._cgroup.dirfd, record.OWNER, self._owner)
 
     def enable(self, controllers: frozenset[str]) -> None:
         """Give the runs to come these controllers, as far as it has them itself."""
         if controllers <= self.controllers:
             return
-        self.controllers = control.give(self.place, controllers)
-        if "memory" in self.controllers and self._above is None:
-            self._above = CgroupsAbove(self.place)
+        self.controllers = give(self.place, controllers)
+        if "memory" in self.controllers and self._ancestor_oom is None:
+            self._ancestor_oom = AncestorOom(self.place)
         self._drop_spares()  # they were made with fewer
 
     def scope(self) -> Scope:
@@ -118,10 +118,10 @@ class Pen:
 
     def _make(self) -> Scope:
         run_id, path = os.urandom(8).hex(), self.place.path
-        cgroup = Cgroup.make(self._hierarchy, self._base.dir, path, RUN_PREFIX + run_id, self.controllers)
+        cgroup = Cgroup.make(self._hierarchy, self._cgroup.dirfd, path, RUN_PREFIX + run_id, self.controllers)
         placement = self._placement._replace(cgroup=cgroup.path)
         return Scope(
-            run_id, cgroup, placement, self.place, self.controllers, self._above, self._revocable, self._own_unit
+            run_id, cgroup, placement, self.place, self.controllers, self._ancestor_oom, self._revocable, self._own_unit
         )
 
     def quarantine(self, scope: Scope) -> None:
@@ -130,12 +130,12 @@ class Pen:
         if name not in self._quarantined:
             self._quarantined.append(name)
             with contextlib.suppress(OSError):
-                record.write(scope.cgroup.dir, record.RUN, record.Run(None, time.time(), quarantined=True))
+                record.write(scope.cgroup.dirfd, record.RUN, record.RunRecord(None, time.time(), quarantined=True))
 
     def _remove_quarantined(self, name: str) -> None:
         """What is left in it has its SIGKILL, and may have died of it meanwhile."""
         try:
-            os.rmdir(name, dir_fd=self._base.dir)
+            os.rmdir(name, dir_fd=self._cgroup.dirfd)
         except FileNotFoundError:
             return
         except OSError:
@@ -149,13 +149,13 @@ class Pen:
             spare.close()
 
     def kill(self) -> None:
-        """Kill all runs at once: `cgroup.kill` reaches every cgroup below. Asked again later, also what that misses."""
+        """Kill all runs at once: `cgroup.kill` reaches all below. Called again later: also what that misses."""
         now = time.monotonic()
         self._killed_at = self._killed_at or now
         if now - self._killed_at < KILL_ROUND:
-            self._base.kill()
+            self._cgroup.kill()
         else:
-            for _ in kill_each(self._base):
+            for _ in kill_each(self._cgroup):
                 pass
 
     def close(self, *, forked: bool = False) -> bool:
@@ -167,20 +167,20 @@ class Pen:
         if forked:
             while self._spares:
                 self._spares.pop().cgroup.close()
-        elif self._base.dir >= 0:
+        elif self._cgroup.dirfd >= 0:
             end = time.monotonic() + REMOVE_BOUND
             while not self._removed and time.monotonic() < end:
                 self._removed = self._is_removed()
                 if not self._removed:
                     time.sleep(_LOOK)
-            if not self._removed and self.signed:
+            if not self._removed and self.has_owner_record:
                 with contextlib.suppress(OSError):
-                    record.write(self._base.dir, record.OWNER, self._owner._replace(closed=True))
+                    record.write(self._cgroup.dirfd, record.OWNER, self._owner._replace(closed=True))
             self._drop_spares()  # they went with it; this closes them
-        self._base.close()
-        above, self._above = self._above, None
-        if above is not None:
-            above.close()
+        self._cgroup.close()
+        ancestor_oom, self._ancestor_oom = self._ancestor_oom, None
+        if ancestor_oom is not None:
+            ancestor_oom.close()
         parent, self._parent = self._parent, -1
         if parent >= 0:
             os.close(parent)
@@ -188,20 +188,20 @@ class Pen:
 
     def _is_removed(self) -> bool:
         with contextlib.suppress(OSError):  # a want of fds or memory may pass
-            if self._base.remove():
+            if self._cgroup.remove():
                 return True
             self.kill()
         return False
 
 
-_pens: weakref.WeakSet[Pen] = weakref.WeakSet()
+_bases: weakref.WeakSet[BaseCgroup] = weakref.WeakSet()
 
 
 def _after_fork() -> None:
     """A forked child shares the lock that is on an open directory: without its copies, it says nothing about us."""
-    for pen in list(_pens):
+    for pen in list(_bases):
         pen.close(forked=True)
-    _pens.clear()
+    _bases.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from pinfold.cgroup import container
+from pinfold.cgroup import advice
 from pinfold.cgroup.files import Hierarchy
 from pinfold.errors import NoCgroup2, NotDelegated
 
@@ -96,19 +96,19 @@ def place_at(path: str | None) -> Place:
     """The cgroup of this path, as /proc/PID/cgroup writes it; None: there is no cgroup v2. Raises NoCgroup2."""
     found = mounts(_read("/proc/self/mountinfo"))
     if not found or path is None:
-        raise NoCgroup2("cgroup v2", "not mounted", container.mount_fix_here())
+        raise NoCgroup2("cgroup v2", "not mounted", advice.mount_fix_here())
     # A later mount covers an earlier one at the same point; so may one of another kind.
     visible = {mount.point: mount for mount in found}.values()
     for mount in sorted(visible, key=lambda m: m.read_only):
         directory = locate(mount, path)
         if directory and _is_on(directory, mount.device):
             if mount.read_only:
-                fix = container.mount_fix_here(read_only=mount.point)
+                fix = advice.mount_fix_here(read_only=mount.point)
                 raise NoCgroup2("cgroup v2", f"mounted read-only at {mount.point}", fix)
             return Place(directory=directory, path=path, hierarchy=Hierarchy(mount.device))
     where = ", ".join(m.point for m in found)
     hidden = f"our own cgroup {path} is not visible in the mount at {where}"
-    raise NoCgroup2("cgroup v2", hidden, container.mount_fix_here())
+    raise NoCgroup2("cgroup v2", hidden, advice.mount_fix_here())
 
 
 def _is_on(directory: str, device: int) -> bool:
@@ -118,7 +118,7 @@ def _is_on(directory: str, device: int) -> bool:
         return False
 
 
-def above(place: Place) -> Iterator[Place]:
+def ancestors(place: Place) -> Iterator[Place]:
     """The cgroups above one, as far up as the mount shows them."""
     directory, path = place.directory, place.path
     while path not in ("/", "") and os.path.exists(os.path.join(os.path.dirname(directory), "cgroup.procs")):
@@ -134,11 +134,11 @@ def may_make_cgroups(directory: str) -> bool:
 def delegated_place() -> Place:
     """The nearest cgroup, from our own upwards, that we may make cgroups in. Raises NoCgroup2, NotDelegated."""
     own = own_place()
-    for place in (own, *above(own)):
+    for place in (own, *ancestors(own)):
         if may_make_cgroups(place.directory):
             return place
     raise NotDelegated(
         "a cgroup of our own",
         f"uid {os.geteuid()} may not make cgroups in {own.directory} or above",
-        container.delegation_fix(container.kind(), os.geteuid()),
+        advice.delegation_fix(advice.kind(), os.geteuid()),
     )

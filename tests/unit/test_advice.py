@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pinfold.cgroup import container
+from pinfold.cgroup import advice
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 JOB = {"GITHUB_ACTIONS": "true"}
@@ -28,7 +28,7 @@ WHOLE_HOST = "         0          0 4294967295\n"
     ],
 )
 def test_the_kind_is_told_by_its_marks(files, environ, expected):
-    assert container.kind(files.__contains__, environ) == expected
+    assert advice.kind(files.__contains__, environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_the_kind_is_told_by_its_marks(files, environ, expected):
     ],
 )
 def test_the_fix_is_that_of_the_kind_alone_in_one_line(kind, words):
-    fix = container.mount_fix(kind, mounting=False)
+    fix = advice.mount_fix(kind, mounting=False)
     others = {"mount -t", "writable-cgroups", "unmask=", "cgroup_writable", "systemd-run"}
     assert words in fix
     assert "\n" not in fix
@@ -51,7 +51,7 @@ def test_the_fix_is_that_of_the_kind_alone_in_one_line(kind, words):
 
 @pytest.mark.parametrize("kind", [None, "docker", "podman", "kubernetes", "github"])
 def test_who_may_mount_needs_no_other_container(kind):
-    assert container.mount_fix(kind, mounting=True) == "mount it: mount -t cgroup2 none /sys/fs/cgroup"
+    assert advice.mount_fix(kind, mounting=True) == "mount it: mount -t cgroup2 none /sys/fs/cgroup"
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_who_may_mount_needs_no_other_container(kind):
     ],
 )
 def test_mounting_takes_the_capability_over_the_whole_host(status, uid_map, expected):
-    assert container.may_mount(status, uid_map) is expected
+    assert advice.may_mount(status, uid_map) is expected
 
 
 def test_a_ci_job_is_delegated_to_as_a_service_and_others_by_a_scope():
-    assert "sudo systemd-run --wait" in container.delegation_fix("github", 1001)
+    assert "sudo systemd-run --wait" in advice.delegation_fix("github", 1001)
     for kind in (None, "docker"):
-        fix = container.delegation_fix(kind, 1001)
+        fix = advice.delegation_fix(kind, 1001)
         assert "systemd-run --user --scope -p Delegate=yes" in fix
         assert "chown 1001 DIR DIR/cgroup.procs" in fix

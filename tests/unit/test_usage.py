@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from pinfold.cgroup import accounts
+from pinfold.cgroup import usage
 from pinfold.result import Pressure, Usage
 
 CPU_STAT = {
@@ -52,15 +52,15 @@ MEMORY_STAT = {
 
 @pytest.mark.parametrize("kernel", CPU_STAT)
 def test_cpu_time_is_told_by_every_kernel_and_throttling_by_the_controller(kernel):
-    bare = accounts.usage({"cpu.stat": CPU_STAT[kernel]})
+    bare = usage.usage({"cpu.stat": CPU_STAT[kernel]})
     assert bare == Usage(cpu_usage_usec=92589, cpu_user_usec=56700, cpu_system_usec=35889)
     for controller in (THROTTLED, THROTTLED + BURST):
-        found = accounts.usage({"cpu.stat": CPU_STAT[kernel] + controller})
+        found = usage.usage({"cpu.stat": CPU_STAT[kernel] + controller})
         assert found == bare._replace(cpu_throttled_usec=4711, cpu_throttled_periods=3)
 
 
 def test_nothing_used_is_0_and_not_unknown():
-    found = accounts.usage({
+    found = usage.usage({
         "cpu.stat": CAPTURED_CPU_STAT, "cpu.pressure": CAPTURED_PRESSURE, "memory.pressure": CAPTURED_PRESSURE,
         "io.pressure": CAPTURED_PRESSURE, "memory.peak": "0\n", "memory.swap.peak": "0\n", "pids.peak": "0\n",
         "io.stat": "",
@@ -69,7 +69,7 @@ def test_nothing_used_is_0_and_not_unknown():
 
 
 def test_what_there_is_no_file_for_is_unknown():
-    assert accounts.usage({}) == Usage()
+    assert usage.usage({}) == Usage()
     assert set(Usage()._replace(pressure=None)) | set(Pressure()) == {None}
 
 
@@ -79,12 +79,12 @@ def test_what_there_is_no_file_for_is_unknown():
 )
 @pytest.mark.parametrize(("text", "value"), [("67108864\n", 67108864), ("0\n", 0), ("", None), ("max\n", None)])
 def test_a_peak_is_the_number_in_its_file(file, field, text, value):
-    assert accounts.usage({file: text}) == Usage()._replace(**{field: value})
+    assert usage.usage({file: text}) == Usage()._replace(**{field: value})
 
 
 @pytest.mark.parametrize("kernel", PRESSURE)
 def test_pressure_is_the_totals_of_both_lines(kernel):
-    assert accounts.usage(PRESSURE[kernel]).pressure == Pressure(
+    assert usage.usage(PRESSURE[kernel]).pressure == Pressure(
         cpu_some_usec=100, memory_full_usec=2, io_full_usec=3, memory_some_usec=20, io_some_usec=30
     )
 
@@ -92,7 +92,7 @@ def test_pressure_is_the_totals_of_both_lines(kernel):
 @pytest.mark.parametrize("file", ["cpu", "memory", "io"])
 def test_a_pressure_file_that_is_missing_hides_no_other(file):
     texts = {name: text for name, text in PRESSURE["6.1"].items() if name != f"{file}.pressure"}
-    found = accounts.usage(texts).pressure._asdict()
+    found = usage.usage(texts).pressure._asdict()
     assert {name for name, value in found.items() if value is None} == {n for n in found if n.startswith(file)}
 
 
@@ -101,7 +101,7 @@ def test_a_pressure_file_that_is_missing_hides_no_other(file):
     [(IO_STAT, 91889664, 613781504), (IO_STAT_WITH_COST, 4096, 0), ("", 0, 0), ("8:0 rbytes=lots wbytes=1\n", 0, 1)],
 )
 def test_io_is_the_sum_of_all_devices(text, read, written):
-    assert accounts.usage({"io.stat": text}) == Usage(io_rbytes=read, io_wbytes=written)
+    assert usage.usage({"io.stat": text}) == Usage(io_rbytes=read, io_wbytes=written)
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_io_is_the_sum_of_all_devices(text, read, written):
     ],
 )
 def test_the_parts_of_memory_are_those_that_the_kernel_knows(kernel, parts):
-    assert accounts.memory_parts(MEMORY_STAT[kernel]) == parts
-    found = accounts.usage({}, parts)
+    assert usage.memory_parts(MEMORY_STAT[kernel]) == parts
+    found = usage.usage({}, parts)
     assert found == Usage()._replace(**{f"memory_{name}": value for name, value in parts.items()})
 
 
 def test_a_cgroup_whose_memory_nobody_looked_at_has_no_parts():
-    assert accounts.memory_parts("") == {}
-    assert accounts.usage({}, {}) == accounts.usage({}, None) == Usage()
+    assert usage.memory_parts("") == {}
+    assert usage.usage({}, {}) == usage.usage({}, None) == Usage()
 
 
 PSI = ("cpu.pressure", "memory.pressure", "io.pressure")
@@ -134,9 +134,9 @@ PSI = ("cpu.pressure", "memory.pressure", "io.pressure")
     ],
 )  # fmt: skip
 def test_only_the_files_of_controllers_that_are_there_are_read(controllers, files):
-    assert set(accounts.files(frozenset(controllers))) == {"cpu.stat", *PSI, *files}
+    assert set(usage.files(frozenset(controllers))) == {"cpu.stat", *PSI, *files}
 
 
 def test_no_file_is_read_twice():
-    every = accounts.files(frozenset({"cpu", "memory", "pids", "io"}))
+    every = usage.files(frozenset({"cpu", "memory", "pids", "io"}))
     assert len(every) == len(set(every)) == 11

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pinfold.backend import auto, systemd
-from pinfold.backend.auto import open_backend
+from pinfold.backend import choose, systemd
+from pinfold.backend.choose import open_backend
 from pinfold.errors import NoCgroup2, NoSystemd, NotDelegated, UnitError, UsageError
 
 NO_SYSTEMD = "systemd is not the manager here (no /run/systemd/system)"
@@ -15,7 +15,7 @@ USABLE = "auto: systemd is the manager here"
 @pytest.fixture
 def host(monkeypatch):
     """`host(systemd, why_not, opening, cgroupfs)`: what speaks against systemd, what each backend's opening raises."""
-    monkeypatch.delenv(auto.VARIABLE, raising=False)
+    monkeypatch.delenv(choose.VARIABLE, raising=False)
 
     def set_up(*, systemd_runs=True, why_not=None, opening=None, cgroupfs=None):
         def opener(name, error):
@@ -29,7 +29,7 @@ def host(monkeypatch):
         monkeypatch.setattr("pinfold.cgroup.delegation.systemd_is_running", lambda: systemd_runs)
         monkeypatch.setattr(systemd, "why_not", lambda *, move_caller: None if move_caller else why_not)
         monkeypatch.setattr(systemd, "SystemdBackend", opener("systemd", opening))
-        monkeypatch.setattr(auto, "CgroupfsBackend", opener("cgroupfs", cgroupfs))
+        monkeypatch.setattr(choose, "CgroupfsBackend", opener("cgroupfs", cgroupfs))
 
     return set_up
 

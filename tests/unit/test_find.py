@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pinfold.lease import census, owner, record
-from pinfold.lease.record import Owner, Run
+from pinfold.lease import find, owner, record
+from pinfold.lease.record import OwnerRecord, RunRecord
 
 FOLD = "/pinfold-0123456789ab"
-DEAD = Owner(2**22 + 1, 5, *owner.world(), os.geteuid(), 1.0)
+DEAD = OwnerRecord(2**22 + 1, 5, *owner.world(), os.geteuid(), 1.0)
 OURS = owner.this_process({"job": "1"}, None)
 
 
@@ -32,7 +32,7 @@ def attributes(monkeypatch):
 
     monkeypatch.setattr(record, "attribute", attribute)
     # Who has signed holds it, if alive; the others are as they are found.
-    is_held = owner.is_held
+    is_held = owner.is_locked
     monkeypatch.setattr(owner, "is_held", lambda fd: attribute(fd, record.OWNER) is not None or is_held(fd))
     return held
 
@@ -53,27 +53,27 @@ def sign(cgroups, attributes):
 class TestFolds:
     def test_a_fold_of_a_live_owner(self, sign):
         place = sign(FOLD)
-        fold = census.fold_at(place)
-        assert fold == census.Fold(place, OURS, "live", os.getuid(), None)
+        fold = find.fold_at(place)
+        assert fold == find.FoldEntry(place, OURS, "live", os.getuid(), None)
         assert (fold.unsigned, fold.scope) == (False, None)
 
     def test_a_fold_of_a_dead_one(self, sign):
-        assert census.fold_at(sign(FOLD, DEAD)).state == "dead"
-        assert census.fold_at(sign(FOLD, OURS._replace(closed=True))).state == "dead"
+        assert find.fold_at(sign(FOLD, DEAD)).state == "dead"
+        assert find.fold_at(sign(FOLD, OURS._replace(closed=True))).state == "dead"
 
     @pytest.mark.parametrize(
         "path", [FOLD, f"/a{FOLD}", f"/user.slice/a b/x.scope{FOLD}", f"/run-0123456789abcdef{FOLD}"]
     )
     def test_a_name_as_we_give_it_counts_wherever_it_is(self, sign, path):
-        assert census.fold_at(sign(path, None)).unsigned
-        assert census.fold_at(sign(path)).problem is None
+        assert find.fold_at(sign(path, None)).unsigned
+        assert find.fold_at(sign(path)).problem is None
 
     def test_the_base_in_a_scope_knows_its_scope(self, sign):
-        fold = census.fold_at(sign("/pinfold.slice/mine.scope/runs"))
+        fold = find.fold_at(sign("/pinfold.slice/mine.scope/runs"))
         assert (fold.problem, fold.scope, fold.state) == (None, "mine.scope", "live")
 
     def test_without_a_record_a_cgroup_called_runs_is_anybodys(self, sign):
-        assert census.fold_at(sign("/pinfold.slice/mine.scope/runs", None)) is None
+        assert find.fold_at(sign("/pinfold.slice/mine.scope/runs", None)) is None
 
     @pytest.mark.parametrize(
         "path",
@@ -83,10 +83,10 @@ class TestFolds:
     )  # fmt: skip
     class TestOtherNames:
         def test_without_a_record_they_are_none_of_ours(self, sign, path):
-            assert census.fold_at(sign(path, None)) is None
+            assert find.fold_at(sign(path, None)) is None
 
         def test_with_one_they_are_reported_and_no_state_is_believed(self, sign, path):
-            found = census.fold_at(sign(path, DEAD))
+            found = find.fold_at(sign(path, DEAD))
             assert (found.problem, found.state) == ("it has an owner record, and is not named like a fold", None)
             assert found.owner == DEAD
             assert not found.unsigned
@@ -103,7 +103,7 @@ class TestFolds:
     )
     @pytest.mark.parametrize("path", [FOLD, "/mine.scope/runs", "/other"])
     def test_a_record_that_cannot_be_read_is_a_problem_in_words(self, sign, data, why, path):
-        fold = census.fold_at(sign(path, data))
+        fold = find.fold_at(sign(path, data))
         assert (fold.owner, fold.state) == (None, None)
         assert fold.problem == f"its owner record cannot be read: {why}"
         assert not fold.unsigned
@@ -111,24 +111,24 @@ class TestFolds:
     def test_one_of_another_user_is_that_but_for_root(self, sign, monkeypatch):
         place, uid = sign(FOLD, DEAD), os.getuid()
         monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
-        found = census.fold_at(place)
+        found = find.fold_at(place)
         assert (found.problem, found.state, found.uid) == (f"it belongs to uid {uid}", "dead", uid)
         monkeypatch.setattr(os, "geteuid", lambda: 0)
-        assert census.fold_at(place).problem is None
+        assert find.fold_at(place).problem is None
 
     def test_whose_it_is_is_the_file_systems_word_not_the_records(self, sign):
-        assert census.fold_at(sign(FOLD, DEAD._replace(uid=4711))).uid == os.getuid()
+        assert find.fold_at(sign(FOLD, DEAD._replace(uid=4711))).uid == os.getuid()
 
     def test_what_has_gone_is_none(self, cgroups):
-        assert census.fold_at(cgroups.place(FOLD)) is None
+        assert find.fold_at(cgroups.place(FOLD)) is None
 
     def test_what_goes_while_it_is_looked_at_is_none(self, sign, monkeypatch):
         def gone(*_):
             raise OSError(19, "gone")
 
         place = sign(FOLD)
-        monkeypatch.setattr(census, "examine", gone)
-        assert census.fold_at(place) is None
+        monkeypatch.setattr(find, "examine", gone)
+        assert find.fold_at(place) is None
 
     def test_looking_leaves_nothing_open(self, sign, monkeypatch):
         """Whatever comes of it: no_leaks is the check."""
@@ -137,25 +137,25 @@ class TestFolds:
             raise ZeroDivisionError
 
         place = sign(FOLD)
-        monkeypatch.setattr(record.Owner, "parse", broken)
+        monkeypatch.setattr(record.OwnerRecord, "parse", broken)
         with pytest.raises(ZeroDivisionError):
-            census.fold_at(place)
+            find.fold_at(place)
 
     def test_every_one_is_found_at_any_depth_once(self, sign):
         paths = [FOLD, "/a/pinfold-00000000000a", f"{FOLD}/run-0123456789abcdef/pinfold-00000000000b", "/b.scope/runs"]
         for path in paths:
             sign(path)
         sign("/a/unrelated", None)
-        found = [fold.place.path for fold in census.folds(sign("/", None))]
+        found = [fold.place.path for fold in find.folds(sign("/", None))]
         assert sorted(found) == sorted(paths)
 
     def test_the_top_is_searched_itself_too(self, sign):
-        assert [fold.place.path for fold in census.folds(sign(FOLD))] == [FOLD]
+        assert [fold.place.path for fold in find.folds(sign(FOLD))] == [FOLD]
 
     def test_a_link_is_no_cgroup(self, sign, cgroups):
         sign(FOLD)
         (cgroups.root / "pinfold-ffffffffffff").symlink_to(cgroups.directory(FOLD))
-        assert [fold.place.path for fold in census.folds(cgroups.place("/"))] == [FOLD]
+        assert [fold.place.path for fold in find.folds(cgroups.place("/"))] == [FOLD]
 
 
 class TestMembers:
@@ -165,17 +165,17 @@ class TestMembers:
     def members(self, sign):
         """`members()`: those of the fold."""
         place = sign(FOLD)
-        return lambda: census.members(census.fold_at(place))
+        return lambda: find.members(find.fold_at(place))
 
     def test_a_run(self, sign, members):
-        run = Run(17, 1.5, {"job": "1"})
+        run = RunRecord(17, 1.5, {"job": "1"})
         place = sign(self.RUN, run, record.RUN, holds="17")
         (member,) = members()
         assert member[1:] == ("0123456789abcdef", run, "run")
         assert member.place[:2] == place[:2]
 
     def test_one_that_was_given_up(self, sign, members):
-        sign(self.RUN, Run(None, 1.5, quarantined=True), record.RUN)
+        sign(self.RUN, RunRecord(None, 1.5, quarantined=True), record.RUN)
         assert [member.kind for member in members()] == ["quarantined"]
 
     def test_one_that_was_made_ahead(self, sign, members):
@@ -193,7 +193,7 @@ class TestMembers:
         ["run", "run-", "run-0123456789abcde", "run-0123456789abcdef0", "run-0123456789abcdeF", "guard", FOLD[1:]],
     )
     def test_what_is_named_otherwise_is_none(self, sign, members, name):
-        sign(f"{FOLD}/{name}", Run(17, 1.5), record.RUN)
+        sign(f"{FOLD}/{name}", RunRecord(17, 1.5), record.RUN)
         assert members() == []
 
     def test_they_come_in_the_order_of_their_names(self, sign, members):
@@ -207,30 +207,30 @@ class TestProcesses:
         cgroups.add("/a", holds="1 2")
         cgroups.add("/a/b/c", holds="3")
         cgroups.add("/other", holds="4")
-        assert sorted(census.processes(cgroups.place("/a"))) == [1, 2, 3]
+        assert sorted(find.processes(cgroups.place("/a"))) == [1, 2, 3]
 
     def test_those_of_another_pid_namespace_are_counted(self, cgroups):
-        assert census.processes(cgroups.add("/a", holds="0 0 7")) == [0, 0, 7]
+        assert find.processes(cgroups.add("/a", holds="0 0 7")) == [0, 0, 7]
 
     def test_what_has_gone_has_none(self, cgroups):
-        assert census.processes(cgroups.place("/gone")) == []
+        assert find.processes(cgroups.place("/gone")) == []
 
     def test_one_that_does_not_list_them_has_none_of_its_own(self, cgroups):
         """A threaded one refuses (EOPNOTSUPP); here, no such file."""
         cgroups.add("/a")
         (cgroups.directory("/a") / "cgroup.procs").unlink()
         cgroups.add("/a/b", holds="3")
-        assert census.processes(cgroups.place("/a")) == [3]
+        assert find.processes(cgroups.place("/a")) == [3]
 
 
 def test_below_is_in_order_and_of_cgroups_alone(cgroups):
     for name in "cab":
         cgroups.add(f"/top/{name}")
     top = cgroups.add("/top")
-    assert [place.path for place in census.below(top)] == ["/top/a", "/top/b", "/top/c"]
-    assert census.below(cgroups.place("/gone")) == []
+    assert [place.path for place in find.below(top)] == ["/top/a", "/top/b", "/top/c"]
+    assert find.below(cgroups.place("/gone")) == []
 
 
 def test_the_path_below_the_root_has_one_slash(cgroups):
-    assert census.child(cgroups.place("/"), "a").path == "/a"
-    assert census.child(cgroups.place("/a"), "b").path == "/a/b"
+    assert find.child(cgroups.place("/"), "a").path == "/a"
+    assert find.child(cgroups.place("/a"), "b").path == "/a/b"

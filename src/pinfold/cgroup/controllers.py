@@ -11,7 +11,7 @@ import os
 from typing import Final
 
 from pinfold.cgroup.files import reread
-from pinfold.cgroup.tree import Place, above
+from pinfold.cgroup.places import Place, ancestors
 from pinfold.errors import Unsupported
 
 ACCOUNTING: Final = frozenset({"cpu", "memory", "pids", "io"})  # enabled wherever they can be: they tell what was used
@@ -101,7 +101,7 @@ def exchange(place: Place, file: str, text: str) -> str:
 
 def missing(controller: str, place: Place) -> tuple[str, str]:
     """Where on the way down to the cgroups made in `place` a controller stops, and what mends it."""
-    way = [place, *above(place)]
+    way = [place, *ancestors(place)]
     for at in reversed(way):
         if controller in given(at.directory):
             continue

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from pinfold.cgroup import tree
-from pinfold.cgroup.tree import Mount, locate, mounts, own_path
+from pinfold.cgroup import places
+from pinfold.cgroup.places import Mount, locate, mounts, own_path
 from pinfold.errors import NoCgroup2, NotDelegated
 
 HYBRID = """\
@@ -97,7 +97,7 @@ def test_a_cgroup_with_an_odd_name_cannot_pass_for_another(odd):
 
 def test_a_carriage_return_in_a_proc_file_is_no_newline(tmp_path):
     (tmp_path / "cgroup").write_bytes(b"4:memory:/x\r0::/forged\n0::/real\n")
-    assert tree._read(str(tmp_path / "cgroup")).count("\n") == 2
+    assert places._read(str(tmp_path / "cgroup")).count("\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def host(monkeypatch, tmp_path):
             "/proc/self/mountinfo": mountinfo.format(mnt=tmp_path, dev=dev),
             "/proc/self/cgroup": "" if path is None else f"1:cpu:/elsewhere\n0::{path}\n",
         }
-        monkeypatch.setattr(tree, "_read", texts.__getitem__)
+        monkeypatch.setattr(places, "_read", texts.__getitem__)
         return tmp_path
 
     return set_up
@@ -141,7 +141,7 @@ def host(monkeypatch, tmp_path):
 def test_our_own_place_is_where_the_mount_shows_it(host):
     mnt = host("1 2 {dev} /pod {mnt} rw - cgroup2 none rw\n", "/pod/app")
     (mnt / "app").mkdir()
-    place = tree.own_place()
+    place = places.own_place()
     assert (place.directory, place.path, place.hierarchy.device) == (str(mnt / "app"), "/pod/app", mnt.stat().st_dev)
 
 
@@ -149,7 +149,7 @@ def test_a_writable_mount_is_preferred_to_a_read_only_one(host):
     mnt = host("1 2 {dev} / {mnt}/ro ro - cgroup2 none rw\n3 2 {dev} / {mnt}/rw rw - cgroup2 none rw\n", "/")
     (mnt / "ro").mkdir()
     (mnt / "rw").mkdir()
-    assert tree.own_place().directory == str(mnt / "rw")
+    assert places.own_place().directory == str(mnt / "rw")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_writable_mount_is_preferred_to_a_read_only_one(host):
 def test_a_host_without_a_usable_mount_is_told_why(host, mountinfo, path, found):
     host(mountinfo, path)
     with pytest.raises(NoCgroup2) as caught:
-        tree.own_place()
+        places.own_place()
     assert found in caught.value.found
     assert ("mount -o remount,rw" if "read-only" in found else "mount -t cgroup2") in caught.value.fix
 
@@ -177,8 +177,8 @@ def test_the_nearest_cgroup_that_is_ours_to_divide_is_taken(host, monkeypatch):
     (mnt / "a" / "b").mkdir(parents=True)
     for directory in (mnt, mnt / "a", mnt / "a" / "b"):
         (directory / "cgroup.procs").write_text("")
-    monkeypatch.setattr(tree, "may_make_cgroups", lambda directory: directory == str(mnt / "a"))
-    place = tree.delegated_place()
+    monkeypatch.setattr(places, "may_make_cgroups", lambda directory: directory == str(mnt / "a"))
+    place = places.delegated_place()
     assert (place.directory, place.path) == (str(mnt / "a"), "/a")
 
 
@@ -186,14 +186,14 @@ def test_without_any_cgroup_of_ours_the_way_to_one_is_told(host, monkeypatch):
     mnt = host("1 2 {dev} / {mnt} rw - cgroup2 none rw\n", "/a")
     (mnt / "a").mkdir()
     asked = []
-    monkeypatch.setattr(tree, "may_make_cgroups", lambda directory: bool(asked.append(directory)))
+    monkeypatch.setattr(places, "may_make_cgroups", lambda directory: bool(asked.append(directory)))
     with pytest.raises(NotDelegated) as caught:
-        tree.delegated_place()
+        places.delegated_place()
     assert "Delegate=yes" in caught.value.fix
     assert asked == [str(mnt / "a")]  # above the mount there is nothing to ask
 
 
 def test_a_directory_without_the_file_to_move_processes_is_not_ours(tmp_path):
-    assert not tree.may_make_cgroups(str(tmp_path))
+    assert not places.may_make_cgroups(str(tmp_path))
     (tmp_path / "cgroup.procs").write_text("")
-    assert tree.may_make_cgroups(str(tmp_path))
+    assert places.may_make_cgroups(str(tmp_path))

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from pinfold.cgroup import tree
+from pinfold.cgroup import places
 from pinfold.cgroup.files import Hierarchy, flat_keyed
-from pinfold.cgroup.tree import Place
+from pinfold.cgroup.places import Place
 from pinfold.errors import UsageError
 from pinfold.lease import owner, record
 from pinfold.lease.owner import State
-from pinfold.lease.record import MalformedError, Owner, Run
+from pinfold.lease.record import MalformedError, OwnerRecord, RunRecord
 
 RUN_PREFIX: Final = "run-"
 IN_SCOPE: Final = "runs"  # the base of a fold in a systemd scope
@@ -24,14 +24,14 @@ RUN_NAME: Final = re.compile(r"run-[0-9a-f]{16}")
 _BASE: Final = re.compile(r"(?:.*/)?pinfold-[0-9a-f]{12}|.*\.scope/runs")
 
 
-class Fold(NamedTuple):
+class FoldEntry(NamedTuple):
     """A base cgroup. `owner`: from its record. `state`: its owner's, where we can tell.
 
     `problem`: why it is none of ours to touch, in words; None for those that are.
     """
 
     place: Place
-    owner: Owner | None
+    owner: OwnerRecord | None
     state: State | None
     uid: int
     problem: str | None = None
@@ -48,22 +48,22 @@ class Fold(NamedTuple):
         return parent if parent.endswith(".scope") and os.path.basename(self.place.path) == IN_SCOPE else None
 
 
-class Member(NamedTuple):
+class RunEntry(NamedTuple):
     """The cgroup of a run. `record` is None for one that was made ahead, or whose record cannot be read."""
 
     place: Place
     run_id: str
-    record: Run | None
+    record: RunRecord | None
     kind: Literal["run", "spare", "quarantined"]
 
 
 def top() -> Place:
     """The highest cgroup that we see. Raises NoCgroup2."""
-    own = tree.own_place()
-    return [own, *tree.above(own)][-1]
+    own = places.own_place()
+    return [own, *places.ancestors(own)][-1]
 
 
-def folds(place: Place) -> Iterator[Fold]:
+def folds(place: Place) -> Iterator[FoldEntry]:
     """Every fold in a cgroup and below, those within runs too. What goes meanwhile is left out."""
     waiting = [place]
     while waiting:
@@ -86,7 +86,7 @@ def child(place: Place, name: str) -> Place:
     return Place(os.path.join(place.directory, name), f"{place.path.rstrip('/')}/{name}", place.hierarchy)
 
 
-def fold_at(place: Place) -> Fold | None:
+def fold_at(place: Place) -> FoldEntry | None:
     """The fold whose base is this cgroup, or None if it is no fold's."""
     named_so = _BASE.fullmatch(place.path) is not None
     try:
@@ -103,26 +103,26 @@ def fold_at(place: Place) -> Fold | None:
         os.close(directory)
 
 
-def examine(place: Place, directory: int) -> Fold | None:
+def examine(place: Place, directory: int) -> FoldEntry | None:
     """As `fold_at`, for a directory that is held, and by nobody else. Raises OSError."""
     uid = os.fstat(directory).st_uid
     data = record.attribute(directory, record.OWNER)
     if data is None:
         if os.path.basename(place.path) == IN_SCOPE:  # anybody's word
             return None
-        return Fold(place, None, None, uid, _UNSIGNED)
+        return FoldEntry(place, None, None, uid, _UNSIGNED)
     try:
-        found = Owner.parse(data)
+        found = OwnerRecord.parse(data)
     except MalformedError as error:
-        return Fold(place, None, None, uid, f"its owner record cannot be read: {error}")
+        return FoldEntry(place, None, None, uid, f"its owner record cannot be read: {error}")
     if _BASE.fullmatch(place.path) is None:
-        return Fold(place, found, None, uid, "it has an owner record, and is not named like a fold")
+        return FoldEntry(place, found, None, uid, "it has an owner record, and is not named like a fold")
     if os.geteuid() not in (0, uid):
-        return Fold(place, found, owner.state(found, directory), uid, f"it belongs to uid {uid}")
-    return Fold(place, found, owner.state(found, directory), uid)
+        return FoldEntry(place, found, owner.state(found, directory), uid, f"it belongs to uid {uid}")
+    return FoldEntry(place, found, owner.state(found, directory), uid)
 
 
-def members(fold: Fold) -> list[Member]:
+def members(fold: FoldEntry) -> list[RunEntry]:
     """The runs of a fold, and what was made ahead for the next ones."""
     found = []
     for place in below(fold.place):
@@ -133,13 +133,13 @@ def members(fold: Fold) -> list[Member]:
         kind: Literal["run", "spare", "quarantined"] = "run"
         if known is not None and known.quarantined:
             kind = "quarantined"
-        elif known is None and not events(place).get("populated"):
+        elif known is None and not read_events(place).get("populated"):
             kind = "spare"
-        found.append(Member(place, name.removeprefix(RUN_PREFIX), known, kind))
+        found.append(RunEntry(place, name.removeprefix(RUN_PREFIX), known, kind))
     return found
 
 
-def events(place: Place) -> dict[str, int]:
+def read_events(place: Place) -> dict[str, int]:
     """What cgroup.events says: `populated`, `frozen`; nothing where it cannot be read."""
     try:
         with open(f"{place.directory}/cgroup.events", encoding="ascii") as file:
@@ -148,10 +148,10 @@ def events(place: Place) -> dict[str, int]:
         return {}
 
 
-def _run_record(place: Place) -> Run | None:
+def _run_record(place: Place) -> RunRecord | None:
     try:
         data = record.attribute(place.directory, record.RUN)
-        return None if data is None else Run.parse(data)
+        return None if data is None else RunRecord.parse(data)
     except (OSError, MalformedError):
         return None
 
