@@ -80,7 +80,7 @@ class Command(NamedTuple):
         attributes: Attributes = PLAIN,
     ) -> Command:
         """Check and convert. Raises UsageError, naming the element that is wrong."""
-        variables, lines = _own_environment() if env is None else _lines(_environment(env))
+        variables, lines = _snapshot() if env is None else _lines(_environment(env))
         arguments = _argv(argv)
         return cls(
             arguments,
@@ -145,7 +145,12 @@ def _lines(variables: dict[bytes, bytes]) -> _Environment:
 _last_environment = _lines({})
 
 
-def _own_environment() -> _Environment:
+def own_environment() -> list[bytes]:
+    """Ours, as NAME=VALUE; the same list as long as it has not changed."""
+    return _snapshot()[1]
+
+
+def _snapshot() -> _Environment:
     """Ours, as one snapshot: other threads may change it, and `environ` itself moves when they do."""
     global _last_environment
     last, now = _last_environment, dict(os.environb._data)  # type: ignore[attr-defined]  # copied under the GIL

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pinfold.backend import Scope
     from pinfold.errors import SpawnError
     from pinfold.runs.lifecycle import Event
+    from pinfold.runs.remains import Remains
     from pinfold.runs.stdio import Stdio
 
 
@@ -43,6 +44,12 @@ class Ending:
     parts: Mapping[str, int] = {}  # never changed
     limits: Mapping[str, Mapping[str, Any]] | None = None
     events: Events | None = None
+    remains: Remains | None = None  # its cgroup, if it is still to be measured and removed
+
+    def settle(self) -> None:
+        """Know all of it."""
+        if self.remains is not None:
+            self.remains.clear()
 
     @property
     def placement(self) -> Placement:

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Final, Self, TypedDict, Unpack
@@ -21,8 +22,9 @@ from pinfold.result import Result
 from pinfold.runs.loop import Loop, SharedLoop
 from pinfold.runs.plan import Plan
 from pinfold.runs.reap import collect
+from pinfold.runs.remains import Heap, clear_all
 from pinfold.runs.report import report
-from pinfold.runs.request import Argument, Options, plan
+from pinfold.runs.request import Argument, Options, plan, plan_again
 from pinfold.runs.run import Run
 from pinfold.runs.supervise import Supervision
 from pinfold.spawn import lent
@@ -66,6 +68,7 @@ class Fold:
         self._closing = threading.RLock()  # a signal handler may close it while it is being closed
         self._pid = os.getpid()
         self._running: set[Supervision] = set()
+        self._heap: Heap = deque()  # of runs that have ended, to be cleared
         self._loop: SharedLoop | None = None  # of the started runs
         self._opening = threading.Lock()  # guards _loop
         lent.reserve()
@@ -76,7 +79,7 @@ class Fold:
 
     def run(self, argv: Sequence[Argument], *, check: bool = False, **options: Unpack[Options]) -> Result:
         """Run a command to its end and return what is known about it; see `pinfold.run`."""
-        result = self.carry_out(plan(argv, **options))
+        result = self.carry_out(plan_again(argv, options))
         if check:
             result.check_returncode()
         return result
@@ -117,7 +120,7 @@ class Fold:
 
     def _supervision(self, wanted: Plan, loop: Loop, on_end: Callable[[], None] | None = None) -> Supervision:
         self._require_owner()
-        return Supervision(self._backend, wanted, loop, on_end)
+        return Supervision(self._backend, wanted, loop, self._heap, on_end)
 
     def _require_owner(self) -> None:
         if self._pid != os.getpid():
@@ -179,6 +182,8 @@ class Fold:
             loop.close()  # there is no such thread here
         elif loop is not None:
             loop.stop()
+        if not forked:
+            clear_all(self._heap)
         self._backend.close(forked=forked)
         collect()
         lent.release()

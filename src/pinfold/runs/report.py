@@ -71,6 +71,7 @@ class Words:
 
     def usage(self) -> Usage:
         """What the tree used."""
+        self._ending.settle()
         return usage(self._ending.accounts, self._ending.parts)
 
     def events(self) -> dict[str, Any]:
@@ -85,6 +86,7 @@ class Words:
     def receipt(self) -> Receipt:
         """What the clean-up met, and did."""
         ending = self._ending
+        ending.settle()
         took = ending.kill_to_empty
         return Receipt(
             emptied=ending.emptied,

@@ -34,6 +34,7 @@ from pinfold.runs.limiting import AppliedLimits
 from pinfold.runs.loop import PRIORITY, READABLE, Handler, Loop, clock
 from pinfold.runs.plan import Plan
 from pinfold.runs.reap import collect, later, remembered
+from pinfold.runs.remains import Heap, Remains, clear_all
 from pinfold.runs.stdio import Stdio
 from pinfold.runs.strays import Naming
 from pinfold.spawn import lent, shared, start
@@ -51,9 +52,14 @@ _OF_A_STOP: Final = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP)
 class Supervision:
     """One run, from its cgroup's mkdir to its Ending. Belongs to the thread that drives its loop."""
 
-    def __init__(self, backend: Backend, plan: Plan, loop: Loop, on_end: Callable[[], None] | None = None) -> None:
-        """Take note of everything; nothing is opened before `begin`. `on_end`: called once, at its end."""
-        self._backend, self.plan, self._loop, self._on_end = backend, plan, loop, on_end
+    def __init__(self, backend: Backend, plan: Plan, loop: Loop, heap: Heap,
+                 on_end: Callable[[], None] | None = None) -> None:  # fmt: skip
+        """Take note of everything; nothing is opened before `begin`. `on_end`: called once, at its end.
+
+        `heap`: what others have left to be cleared. Without `on_end` a run of its kind is left there too.
+        """
+        self._backend, self.plan, self._loop, self._heap, self._on_end = backend, plan, loop, heap, on_end
+        self._may_leave = on_end is None
         self.life = Lifecycle(plan.bounds, wait=plan.wait, unit=plan.asked.unit is not None or backend.unit_per_run)
         self.ending = Ending()
         self.ending.io = self.io = Stdio()
@@ -266,7 +272,8 @@ class Supervision:
             self._refused(error)
             return Event.SPAWN_FAILED
         ending.pid, ending.moved = self.child.pid, bool(self.child.moved)
-        self._backend.prepare()  # the child is on its way: what is done now costs nobody time
+        clear_all(self._heap)  # the child is on its way: what is done now costs nobody time
+        self._backend.prepare()
         if self._limits is not None and self._limits.watch(self._began):
             self.life.look_at(Event.MEMORY_LOOK, clock() + LOOK_MEMORY)
         if not self._let_go():
@@ -411,6 +418,9 @@ class Supervision:
 
     def _measure(self) -> None:
         ending = self.ending
+        if self._may_leave and ending.emptied and not self._killed_at and self._limits is None:
+            self._heap.append(Remains(self._backend, ending, pressure=clock() - self._began > _LONG))
+            return
         ending.accounts = ending.scope.cgroup.read_accounts(pressure=clock() - self._began > _LONG)
         if self._limits is not None:
             stalled = self.life.cause is Event.STALLED
@@ -418,6 +428,8 @@ class Supervision:
             ending.parts = self._limits.parts
 
     def _remove(self) -> Event | None:
+        if self.ending.remains is not None:
+            return Event.REMOVED
         now = clock()
         if self.ending.scope.cgroup.remove_until(now + _SLICE):
             self.ending.removed = True
@@ -444,7 +456,7 @@ class Supervision:
         ending.kill_rounds, ending.cause = life.rounds, life.cause
         own_oom = ending.events is not None and ending.events.oom_by == "own"
         ending.outcome = "spawn_failed" if ending.error else life.outcome(ending.returncode, own_oom=own_oom)
-        if ending.scope.own_unit is None:
+        if ending.scope.own_unit is None and ending.remains is None:
             self._give_back()
         self._close_all()
         self._tell_end()
@@ -459,7 +471,8 @@ class Supervision:
                 self._loop.drop(ending.scope.cgroup.events_fd)
             if ending.scope.revocable is not None:
                 self._loop.drop(ending.scope.revocable.fd)
-            ending.scope.cgroup.close()
+            if ending.remains is None:
+                ending.scope.cgroup.close()
         self._loop.forget(self)
         collect()
         if not self._reaped and self.child.pid > 0:
@@ -515,6 +528,7 @@ class Supervision:
 
     def _abort(self, until: float) -> None:
         ending = self.ending
+        ending.settle()
         if hasattr(ending, "scope") and not ending.removed:
             cgroup = ending.scope.cgroup
             cgroup.kill()
