@@ -14,8 +14,21 @@ def checked(value: int) -> int:
     return value
 
 
+def silent(directory: str) -> None:
+    """A file system in a mount namespace of our own, which never takes a request (fuse(4)): its waiters can be killed."""
+    mounted(directory)
+    print("ready", flush=True)
+
+
 def fuse(directory: str) -> None:
-    """A file system in a mount namespace of our own, which takes a request and never answers (fuse(4))."""
+    """The same, but it takes one request, and never answers: its waiter cannot be killed any more."""
+    device = mounted(directory)
+    print("ready", flush=True)
+    os.read(device, 1 << 17)
+    print("asked", flush=True)
+
+
+def mounted(directory: str) -> int:
     clone_newns, ms_rec, ms_private = 0x20000, 1 << 14, 1 << 18
     checked(LIBC.unshare(clone_newns))
     checked(LIBC.mount(b"none", b"/", None, ms_rec | ms_private, None))
@@ -28,9 +41,7 @@ def fuse(directory: str) -> None:
     major, minor, readahead = struct.unpack_from("=III", request, 40)
     answer = struct.pack("=IIIIHHIIHHII24x", major, min(minor, 31), readahead, 0, 0, 0, 1 << 16, 1, 0, 0, 0, 0)
     os.write(device, struct.pack("=IiQ", 16 + len(answer), 0, unique) + answer)
-    print("ready", flush=True)
-    os.read(device, 1 << 17)  # now it is ours to answer, and its waiter cannot be killed any more
-    print("asked", flush=True)
+    return device
 
 
 def tracer(pid: str) -> None:
@@ -42,5 +53,5 @@ def tracer(pid: str) -> None:
 
 
 if __name__ == "__main__":
-    {"fuse": fuse, "tracer": tracer}[sys.argv[1]](sys.argv[2])
+    {"fuse": fuse, "silent": silent, "tracer": tracer}[sys.argv[1]](sys.argv[2])
     sys.stdin.read()

@@ -179,7 +179,7 @@ class Fold:
             time.sleep(_CLOSE_LOOK)
         loop, self._loop = self._loop, None
         if loop is not None and forked:
-            loop.close()  # there is no such thread here
+            loop.abandon()
         elif loop is not None:
             loop.stop()
         if not forked:

@@ -238,8 +238,15 @@ class SharedLoop(Loop):
         self.close()
 
     def close(self) -> None:
-        """Close the epoll instance too; in a forked child, which has no such thread, nothing else."""
+        """Close the epoll instance too. Idempotent."""
         super().close()
+        self._poll.close()
+
+    def abandon(self) -> None:
+        """In a forked child, which has no such thread: close the copies, and touch nothing that the parent shares."""
+        wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
         self._poll.close()
 
 
