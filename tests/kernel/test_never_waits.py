@@ -80,7 +80,8 @@ def test_a_hanging_start_of_another_user_delays_no_other(cgroup2, hung):
 
 @root_only
 def test_the_command_line_hears_a_signal_while_the_start_hangs(cgroup2, hung, wait_until, slowness):
-    argv = [Path(sys.executable).with_name("pinfold"), "run", "--grace", "10ms", "--", f"{hung}/program"]
+    pinfold_run = [Path(sys.executable).with_name("pinfold"), "run", "--backend", "cgroupfs", "--grace", "10ms"]
+    argv = [*pinfold_run, "--", f"{hung}/program"]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
 
         def waiting() -> bool:

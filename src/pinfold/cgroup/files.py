@@ -21,6 +21,7 @@ except ImportError:
     _door = None  # type: ignore[assignment]
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
+_REFUSED: Final = (errno.ENOSYS, errno.EPERM)  # openat2, by a seccomp filter (systemd's SystemCallFilter=, containers)
 _ALWAYS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _PAGE: Final = 4096  # kernfs hands out at most a page per read; a larger buffer costs more than the read itself
 
@@ -48,22 +49,25 @@ class Hierarchy:
         except OSError as error:
             if error.errno == errno.EXDEV:
                 raise self._foreign(name) from error
-            raise
+            if error.errno not in _REFUSED:
+                raise
+        return self._checked(os.open(name, flags | _ALWAYS, dir_fd=directory), name)
 
     def read(self, directory: int, name: str) -> str:
         """The text of one file of a held directory. Raises OSError."""
-        if _door is None:
-            fd = self.open(directory, name, os.O_RDONLY)
+        if _door is not None:
             try:
-                return reread(fd)
-            finally:
-                os.close(fd)
+                return _door.read_in(directory, name).decode("ascii", "replace")
+            except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise self._foreign(name) from error
+                if error.errno not in _REFUSED:
+                    raise
+        fd = self.open(directory, name, os.O_RDONLY)
         try:
-            return _door.read_in(directory, name).decode("ascii", "replace")
-        except OSError as error:
-            if error.errno == errno.EXDEV:
-                raise self._foreign(name) from error
-            raise
+            return reread(fd)
+        finally:
+            os.close(fd)
 
     def _checked(self, fd: int, name: str) -> int:
         try:

@@ -268,26 +268,26 @@ class Lifecycle:
             self.exited = True
         elif event in CAUSES and self._is_the_cause(event, step):
             self.cause, self.exited_first = event, self.exited
+        if event in _ANSWERS:
+            self.asking = False
         if step is None:
-            if event in _ANSWERS:
-                self.asking = False
             return ()
         state, actions = step
         if state is not self.state:
             if state in _MARKED:
-                state, actions = self._mark(state, actions, event)
+                state, actions = self._mark(state, actions)
             self.state, self._entered = state, now
         elif event in _AGAIN:
             self._again(event, now)
         return actions
 
-    def _mark(self, state: State, actions: tuple[Action, ...], event: Event) -> Step:
+    def _mark(self, state: State, actions: tuple[Action, ...]) -> Step:
         """Take note of a state that something follows from, as it is entered."""
         if state is State.STOPPING:
             self.signaled_first = True
         elif state is State.KILLING:
             self.rounds = 1
-        elif self.asking and event not in _ANSWERS:
+        elif self.asking:
             return State.ASKING, ()
         return state, actions
 

@@ -54,7 +54,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._poll: Any = select.poll()
-        self._handlers: dict[int, tuple[Handler, Driven | None]] = {}
+        self._handlers: dict[int, list[tuple[Handler, Driven | None]]] = {}
         self._runs: dict[int, Driven] = {}  # those that have a deadline, by id
         self._heap: list[tuple[float, int]] = []  # their deadlines; and old ones, which `_runs` knows better
         self._calls: deque[tuple[Handler, Driven | None]] = deque()
@@ -69,13 +69,22 @@ class Loop:
     # ---- descriptors -----------------------------------------------------------------------------------------
 
     def add(self, fd: int, mask: int, handler: Handler, owner: Driven | None = None) -> None:
-        """Call `handler` whenever `fd` is ready."""
-        self._handlers[fd] = handler, owner
+        """Call `handler` whenever `fd` is ready. More than one run may watch an fd, for the same."""
+        if (others := self._handlers.get(fd)) is not None:
+            others.append((handler, owner))
+            return
+        self._handlers[fd] = [(handler, owner)]
         self._poll.register(fd, mask)
 
-    def drop(self, fd: int) -> None:
-        """Forget an fd, before it is closed. One that is not watched is no error."""
-        if self._handlers.pop(fd, None):
+    def drop(self, fd: int, owner: Driven | None = None) -> None:
+        """Forget an fd, before it is closed; with an owner, for that one alone. One that is not watched is no error."""
+        found = self._handlers.get(fd)
+        if found is None:
+            return
+        if owner is not None:
+            found[:] = [one for one in found if one[1] is not owner]
+        if owner is None or not found:
+            del self._handlers[fd]
             try:
                 self._poll.unregister(fd)
             except (OSError, ValueError):  # closed behind our back, or with the loop
@@ -83,8 +92,8 @@ class Loop:
 
     def drop_all(self, owner: Driven) -> None:
         """Forget a run with all that is watched for it."""
-        for fd in [fd for fd, (_, of) in self._handlers.items() if of is owner]:
-            self.drop(fd)
+        for fd in [fd for fd, found in self._handlers.items() if any(of is owner for _, of in found)]:
+            self.drop(fd, owner)
         self.forget(owner)
 
     def watches(self, fd: int) -> bool:
@@ -143,8 +152,8 @@ class Loop:
     def _tell(self, ready: list[tuple[int, int]]) -> None:
         for fd, _mask in ready:
             # An earlier handler of this round may have dropped it.
-            if found := self._handlers.get(fd):
-                self._call(*found)
+            for handler, owner in tuple(self._handlers.get(fd, ())):
+                self._call(handler, owner)
 
     def _call(self, handler: Handler, owner: Driven | None) -> None:
         handler()

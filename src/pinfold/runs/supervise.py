@@ -76,6 +76,7 @@ class Supervision:
         self._work_left: Iterator[None] = iter(())
         self._began = self._killed_at = 0.0
         self._bytes_at_kill = 0
+        self._unit_fd = -1
 
     # ---- the way through -------------------------------------------------------------------------------------
 
@@ -102,7 +103,8 @@ class Supervision:
             return
         self.io.watch(self, self._wrote if self.plan.watched else None)
         if self.ending.scope.revocable is not None:
-            self.add(self.ending.scope.revocable.fd, READABLE, self._unit_lost)
+            self._unit_fd = self.ending.scope.revocable.fd
+            self.add(self._unit_fd, READABLE, self._unit_lost)
         if not self._reaped:
             self.add(self.child.pidfd, READABLE, self._exited)
         self._loop.schedule(self)
@@ -247,11 +249,15 @@ class Supervision:
 
     def _unit_lost(self) -> None:
         """Our process in the scope has ended: the scope is being stopped, or somebody wants it dead."""
-        revocable = self.ending.scope.revocable
-        if revocable is not None:
-            self._loop.drop(revocable.fd)
+        self._forget_unit()
         self._ask_the_manager()
         self.take(Event.ABORTED)
+
+    def _forget_unit(self) -> None:
+        """Look no more at our process in the scope. Before it is ended by us. Idempotent."""
+        fd, self._unit_fd = self._unit_fd, -1
+        if fd >= 0:
+            self._loop.drop(fd, self)  # it is that of the fold's other runs, too
 
     def _wrote(self) -> None:
         self.life.wrote(clock())
@@ -439,6 +445,8 @@ class Supervision:
         return Event.REMOVED
 
     def _release(self) -> Event | None:
+        self._forget_unit()
+
         def release() -> Handler:
             self._give_back()
             return lambda: self.take(Event.RELEASED)
@@ -469,8 +477,7 @@ class Supervision:
             if self._watching:
                 self._watching = False
                 self._loop.drop(ending.scope.cgroup.events_fd)
-            if ending.scope.revocable is not None:
-                self._loop.drop(ending.scope.revocable.fd)
+            self._forget_unit()
             if ending.remains is None:
                 ending.scope.cgroup.close()
         self._loop.forget(self)
@@ -540,6 +547,7 @@ class Supervision:
             ending.emptied = self._is_empty()
             ending.removed = cgroup.remove_within(REMOVE_BOUND if ending.emptied else 0)
         if hasattr(ending, "scope"):
+            self._forget_unit()
             self._give_back()
         self._close_all()
 
