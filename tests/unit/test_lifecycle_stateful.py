@@ -1,7 +1,12 @@
-"""The order that is law, under every order of events; and a table that breaks it, which must be caught."""
+"""The order that is law, whatever is queued, in whatever order, whatever the actions report; and tables that break it.
+
+The model drives the lifecycle as `Supervision.take` does: events wait in a queue, actions report others, and the clock
+goes on only between two pumps. The world behind the actions (processes, pipes, rmdir, the service manager) is chance.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import product
 from types import MappingProxyType
 
@@ -11,14 +16,35 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from pinfold.runs import lifecycle
-from pinfold.runs.lifecycle import CAUSES, Action, Event, Lifecycle, State, table
+from pinfold.runs.lifecycle import (
+    ANSWER_BOUND,
+    CAUSES,
+    DRAIN_BOUND,
+    KILL_BOUND,
+    NAMING_BOUND,
+    RECEIVER_BOUND,
+    RELEASE_BOUND,
+    REMOVE_BOUND,
+    Action,
+    Bounds,
+    Event,
+    Lifecycle,
+    State,
+    table,
+)
 
-TIMERS = (Event.GRACE_OVER, Event.GAVE_UP, Event.DRAIN_OVER)  # the bounds that the driver keeps by itself
-ALIVE = (State.NEW, State.STARTING, State.RUNNING)  # how long these last is the caller's business
-OPTIONS = [dict(zip(("grace", "wait"), flags, strict=True)) for flags in product([False, True], repeat=2)]
-# Left to chance, a run is nearly always canceled before it is running.
-BEGINNINGS = [(Event.START, Event.SPAWNED), (Event.START,), ()]
+OPTIONS = [
+    {"grace": grace, "wait": wait, "unit": unit} for grace, wait, unit in product([False, True], repeat=3)
+]  # fmt: skip
 RETURNCODES = st.sampled_from([None, 0, 1, 255, -1, -9, -15])
+RESTING = (State.STARTING, State.SETTLING)  # left by the report of their own action, in the same pump
+BOUNDED = (State.STOPPING, State.NAMING, State.KILLING, State.DRAINING, State.REMOVING, State.ASKING, State.RELEASING)
+GRACE = 3.0
+# Looks at what the model has not come only from the lifecycle's own timers.
+FROM_OUTSIDE = [e for e in Event if e not in (Event.START, Event.EXEC_LOOK, Event.MEMORY_LOOK)]
+LONGEST_END = (
+    GRACE + NAMING_BOUND + KILL_BOUND + DRAIN_BOUND + RECEIVER_BOUND + REMOVE_BOUND + ANSWER_BOUND + RELEASE_BOUND + 1
+)
 
 
 class LawBroken(AssertionError):
@@ -28,38 +54,34 @@ class LawBroken(AssertionError):
 def check(trace):
     """Raise LawBroken unless a trace of events and actions, in the order they were, keeps the law."""
     actions = [entry for entry in trace if isinstance(entry, Action)]
-    for once in (Action.SPAWN, Action.KILL, Action.TERMINATE, Action.CLOSE, Action.MEASURE, Action.REMOVE):
+    for once in (Action.SPAWN, Action.NAME, Action.KILL, Action.TERMINATE, Action.DRAIN, Action.CLOSE, Action.MEASURE,
+                 Action.END):  # fmt: skip
         if actions.count(once) > 1:
             raise LawBroken(f"{once.name} more than once")
     for first, then in (
-        (Action.KILL, Action.CLOSE),
-        (Action.KILL, Action.DRAIN),
         (Action.DRAIN, Action.CLOSE),
         (Action.CLOSE, Action.MEASURE),
         (Action.MEASURE, Action.REMOVE),
+        (Action.REMOVE, Action.END),
     ):
         if then in trace and first not in trace[: trace.index(then)]:
             raise LawBroken(f"{then.name} before {first.name}")
-    if Action.MEASURE in trace:
-        since_kill = trace[trace.index(Action.KILL) : trace.index(Action.MEASURE)]
-        if not {Event.EMPTY, Event.GAVE_UP} & set(since_kill):
-            raise LawBroken("MEASURE before EMPTY or GAVE_UP")
-    after_kill = trace[trace.index(Action.KILL) :] if Action.KILL in trace else []
-    if {Action.SPAWN, Action.TERMINATE} & set(after_kill):
-        raise LawBroken("something started or was signalled after KILL")
+    for then in (Action.DRAIN, Action.CLOSE, Action.MEASURE):
+        if then in trace:
+            before = trace[: trace.index(then)]
+            if Event.EMPTY not in before and not (Action.KILL in before and Event.GAVE_UP in before):
+                raise LawBroken(f"{then.name} before it was empty or given up")
+    if Action.END in trace and not {Event.REMOVED, Event.REMOVE_OVER} & set(trace[: trace.index(Action.END)]):
+        raise LawBroken("END before it was removed, or that was given up")
+    after = trace[trace.index(Action.NAME) :] if Action.NAME in trace else []
+    if {Action.SPAWN, Action.TERMINATE} & set(after):
+        raise LawBroken("something started or was signalled on the way to the kill")
 
 
-def check_end(life, trace):
-    """Raise LawBroken unless an ended run has left nothing to do."""
-    if life.state is not State.ENDED:
-        raise LawBroken(f"the bounded timers end in {life.state.name}")
-    if trace.count(Action.REMOVE) != 1 or trace.count(Action.KILL) != 1:
-        raise LawBroken("ended without KILL and REMOVE")
-
-
-def check_whole(life, trace):
-    check(trace)
-    check_end(life, trace)
+def check_deadline(life):
+    """Raise LawBroken where nothing would wake the driver up."""
+    if life.state in BOUNDED and life.deadline == float("inf"):
+        raise LawBroken(f"{life.state.name} has no deadline")
 
 
 def check_outcome(outcome, returncode):
@@ -81,52 +103,161 @@ def check_memory(life, outcome, returncode, *, own_oom):
         raise LawBroken(f"{outcome}, and it was killed at its memory limit")
 
 
-def feed(life, events, trace):
-    for event in events:
-        trace += [event, *life.on(event)]
+class World:
+    """What the actions meet. `answers` is asked for each chance; without it everything goes wrong that can."""
+
+    def __init__(self, answers=None):
+        self.answers = answers or (lambda: False)
+        self.reaped = self.empty = False
+
+    def spawn(self):
+        if self.answers():
+            return Event.SPAWNED
+        self.reaped = self.empty = True
+        return Event.SPAWN_FAILED
+
+    def look(self):
+        return (Event.EMPTY if self.empty else Event.POPULATED) if self.reaped else None
+
+    def name(self):
+        if self.reaped and self.empty:
+            return Event.EMPTY
+        return Event.NAMED if self.answers() else None
+
+    def release(self):
+        return Event.RELEASED if self.answers() else None
+
+    def drain(self):
+        return Event.DRAINED if self.answers() else None
+
+    def look_drain(self):
+        return Event.DRAINED if self.answers() else Event.SLOW if self.answers() else Event.HELD
+
+    def remove(self):
+        return Event.REMOVED if self.answers() else None
 
 
-def bring_to_its_end(life, trace):
-    feed(life, [Event.ABORTED] if life.state in ALIVE else [], trace)
-    feed(life, TIMERS, trace)
+class Driver:
+    """A queue of events, worked off flat; a clock that stands still meanwhile."""
+
+    def __init__(self, options, world):
+        bounds = Bounds(timeout=60.0, idle=20.0, grace=GRACE if options["grace"] else 0.0)
+        self.life, self.world = Lifecycle(bounds, wait=options["wait"], unit=options["unit"]), world
+        self.now, self.queue, self.trace = 100.0, deque(), []
+        self.life.started(self.now)
+
+    def pump(self):
+        while self.queue:
+            event = self.queue.popleft()
+            self.trace.append(event)
+            if event in (Event.EXITED, Event.SPAWN_FAILED):  # the driver says so of a process that it has reaped
+                self.world.reaped = True
+            for action in self.life.on(event, self.now):
+                self.trace.append(action)
+                if (found := self._do(action)) is not None:
+                    self.queue.append(found)
+
+    def _do(self, action):
+        report = getattr(self.world, str(action), None)
+        return None if report is None else report()
+
+    def advance(self):
+        """To the next deadline, and take what is due then. Whether there was one."""
+        if self.life.deadline == float("inf"):
+            return False
+        self.now = max(self.now, self.life.deadline)
+        event = self.life.due(self.now)
+        if event is not None:
+            self.queue.append(event)
+            self.pump()
+        return True
+
+    def bring_to_its_end(self):
+        """Ask for the end, and let time pass in a world where nothing helps."""
+        if self.life.state in (State.NEW, State.STARTING, State.RUNNING, State.LINGERING):
+            self.queue.append(Event.ABORTED)
+        began = self.now
+        self.pump()
+        for _ in range(5000):
+            if self.life.state is State.ENDED:
+                return
+            if not self.advance():
+                break
+            if self.now - began > LONGEST_END:
+                break
+        raise LawBroken(f"the bounded timers end in {self.life.state.name}")
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Any event at any time. What the driver promises is left out on purpose: the table must hold without."""
+    """Any event at any time, several at once. What the driver promises is left out on purpose."""
 
-    @initialize(options=st.sampled_from(OPTIONS), way=st.sampled_from(BEGINNINGS))
-    def begin(self, options, way):
-        self.life, self.trace, self.lawful = Lifecycle(**options), [], True
-        feed(self.life, way, self.trace)
+    @initialize(options=st.sampled_from(OPTIONS), luck=st.lists(st.booleans(), min_size=40, max_size=40))
+    def begin(self, options, luck):
+        chance = iter(luck)
+        self.driver = Driver(options, World(lambda: next(chance, True)))
+        self.lawful = True
+        self.driver.queue.append(Event.START)
 
-    @rule(event=st.sampled_from(list(Event)))
-    def event(self, event):
-        before = self.life.state
-        actions = self.life.on(event)
-        self.trace += [event, *actions]
+    @rule(events=st.lists(st.sampled_from(FROM_OUTSIDE), max_size=3))
+    def queue(self, events):
+        """Several things happen before the driver comes to look."""
+        self.driver.queue.extend(events)
+
+    @rule(empty=st.booleans())
+    def main_exits(self, empty):
+        world = self.driver.world
+        if not world.reaped and Action.SPAWN in self.driver.trace:
+            world.reaped, world.empty = True, empty
+            self.driver.queue.append(Event.EXITED)
+
+    @rule()
+    def all_are_gone(self):
+        world = self.driver.world
+        if world.reaped:
+            world.empty = True
+            if Action.WATCH_EMPTY in self.driver.trace or Action.KILL in self.driver.trace:
+                self.driver.queue.append(Event.EMPTY)
+
+    @rule()
+    def ask(self):
+        self.driver.life.asking = True
+
+    @rule()
+    def pump(self):
+        before = self.driver.life.state
+        length = len(self.driver.trace)
+        self.driver.pump()
         if before is State.ENDED:
-            assert actions == ()
-            assert self.life.state is State.ENDED
-        elif self.life.state is State.ENDED:
-            assert before is State.DRAINING
+            assert not [entry for entry in self.driver.trace[length:] if isinstance(entry, Action)]
+            assert self.driver.life.state is State.ENDED
+
+    @rule()
+    def time_passes(self):
+        self.driver.pump()
+        self.driver.advance()
 
     @invariant()
     def the_order_is_law(self):
-        if hasattr(self, "life"):
+        if hasattr(self, "driver"):
             self.lawful = False  # until it was checked; the first breach is the one to report
-            check(self.trace)
+            check(self.driver.trace)
+            check_deadline(self.driver.life)
             self.lawful = True
 
     @rule(returncode=RETURNCODES, own_oom=st.booleans())
     def outcome(self, returncode, own_oom):
-        outcome = self.life.outcome(returncode, own_oom=own_oom)
+        life = self.driver.life
+        outcome = life.outcome(returncode, own_oom=own_oom)
         check_outcome(outcome, returncode)
-        check_memory(self.life, outcome, returncode, own_oom=own_oom)
+        check_memory(life, outcome, returncode, own_oom=own_oom)
 
     def teardown(self):
         if getattr(self, "lawful", False):
-            bring_to_its_end(self.life, self.trace)
-            check_whole(self.life, self.trace)
+            self.driver.pump()
+            if self.driver.life.state not in RESTING:  # a report that never comes is a fault of the driver's
+                self.driver.world.answers = lambda: False
+                self.driver.bring_to_its_end()
+                check(self.driver.trace)
 
 
 TestAnyOrder = AnyOrder.TestCase
@@ -137,67 +268,131 @@ TestAnyOrder.settings = settings(settings.get_profile("unit"), max_examples=150,
 def test_from_every_state_that_can_be_reached_the_bounded_timers_lead_to_the_end(options):
     waiting, seen = [()], set()
     while waiting:
-        prefix = waiting.pop()
-        life, trace = Lifecycle(**options), []
-        feed(life, prefix, trace)
-        if life.state in seen:
+        prefix = waiting.pop(0)
+        driver = Driver(options, World(lambda: True))
+        driver.queue.append(Event.START)
+        if prefix:
+            driver.pump()
+        driver.world.answers = lambda: False
+        if not prefix:
+            driver.queue.clear()
+        for event in prefix:
+            driver.queue.append(event)
+            driver.pump()
+        if driver.life.state in seen:
             continue
-        seen.add(life.state)
-        waiting += [(*prefix, event) for event in Event]
-        bring_to_its_end(life, trace)
-        check_whole(life, trace)
-    assert seen == set(State) - (set() if options["grace"] else {State.STOPPING})
-
-
-@given(st.sampled_from(OPTIONS), st.lists(st.sampled_from(list(Event)), max_size=12), RETURNCODES)
-def test_once_ended_a_run_changes_no_more(options, events, returncode):
-    life, trace = Lifecycle(**options), []
-    bring_to_its_end(life, trace)
-    before = life.outcome(returncode), life.state, life.cause
-    feed(life, events, after := [])
-    assert not any(isinstance(entry, Action) for entry in after)
-    assert (life.outcome(returncode), life.state, life.cause) == before
+        seen.add(driver.life.state)
+        waiting += [(*prefix, event) for event in FROM_OUTSIDE]
+        driver.bring_to_its_end()
+        check(driver.trace)
+    never = {State.STARTING, State.ASKING}  # left in the same pump; entered where the manager was asked
+    never |= {State.SETTLING}  # left in the same pump
+    never |= set() if options["grace"] else {State.STOPPING}
+    never |= set() if options["wait"] else {State.LINGERING}
+    never |= set() if options["unit"] else {State.RELEASING}
+    assert set(State) - never - seen == set()
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_only_draining_leads_to_the_end_and_nothing_leads_out_of_it(options):
+@pytest.mark.parametrize("cause", [cause for cause, how in CAUSES.items() if not how.gentle])
+def test_a_hard_cause_is_followed_by_the_kill_within_the_bound_for_names(options, cause):
+    driver = Driver(options, World(lambda: True))
+    driver.queue.append(Event.START)
+    driver.pump()
+    driver.world.answers = lambda: False  # no name comes
+    driver.queue.append(cause)
+    driver.pump()
+    began = driver.now
+    while Action.KILL not in driver.trace:
+        assert driver.advance()
+    assert driver.now - began <= NAMING_BOUND
+
+
+@given(
+    st.sampled_from(OPTIONS),
+    st.lists(st.sampled_from(FROM_OUTSIDE), max_size=12),
+    RETURNCODES,
+)
+def test_once_ended_a_run_changes_no_more(options, events, returncode):
+    driver = Driver(options, World())
+    driver.bring_to_its_end()
+    life = driver.life
+    before, length = (life.outcome(returncode), life.state, life.cause), len(driver.trace)
+    driver.queue.extend(events)
+    driver.pump()
+    assert not any(isinstance(entry, Action) for entry in driver.trace[length:])
+    assert (life.outcome(returncode), life.state, life.cause) == before
+    assert life.deadline == float("inf")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_nothing_leads_back_and_nothing_out_of_the_end(options):
     rows = table(**options)
-    assert {state for (state, _event), (after, _actions) in rows.items() if after is State.ENDED} == {State.DRAINING}
-    assert not any(state is State.ENDED for state, _event in rows)
     order = list(State)
-    assert all(order.index(after) >= order.index(state) for (state, _event), (after, _actions) in rows.items())
+    assert rows[State.ENDED] == {}
+    for state, row in rows.items():
+        assert all(order.index(after) >= order.index(state) for after, _actions in row.values())
+        if state not in (State.SETTLING, State.LINGERING, State.STOPPING, State.NAMING, State.KILLING):
+            assert State.DRAINING not in {after for after, _ in row.values()} - {state}
 
 
 # ---- the negative control: what each of these wrong tables does must be caught ----
 
-CLOSE_FIRST = {
-    (State.RUNNING, Event.TIMED_OUT): (State.KILLING, (Action.CLOSE, Action.KILL)),
-    (State.DRAINING, Event.DRAIN_OVER): (State.ENDED, (Action.MEASURE, Action.REMOVE)),
-}
-WRONG_TABLES = {
-    "CLOSE before KILL": CLOSE_FIRST,
-    "MEASURE before EMPTY or GAVE_UP": {
-        (State.RUNNING, Event.TIMED_OUT): (
-            State.ENDED, (Action.KILL, Action.DRAIN, Action.CLOSE, Action.MEASURE, Action.REMOVE)),
+FINISH = (Action.CLOSE, Action.MEASURE, Action.REMOVE)
+WRONG_ROWS = {
+    "CLOSE before DRAIN": {
+        (State.RUNNING, Event.TIMED_OUT): (State.NAMING, (Action.CLOSE, Action.NAME)),
+        (State.DRAINING, Event.HELD): (State.REMOVING, (Action.MEASURE, Action.REMOVE)),
+    },
+    "DRAIN before it was empty or given up": {
+        (State.RUNNING, Event.TIMED_OUT): (State.DRAINING, (Action.DRAIN,)),
     },
     "REMOVE before MEASURE": {
-        (State.DRAINING, Event.DRAIN_OVER): (State.ENDED, (Action.CLOSE, Action.REMOVE, Action.MEASURE)),
+        (State.DRAINING, Event.HELD): (State.REMOVING, (Action.CLOSE, Action.REMOVE, Action.MEASURE)),
     },
     "KILL more than once": {(State.KILLING, Event.GAVE_UP): (State.DRAINING, (Action.KILL, Action.DRAIN))},
     "the bounded timers end in KILLING": {(State.KILLING, Event.GAVE_UP): (State.KILLING, ())},
-    "ended without KILL and REMOVE": {
-        (State.DRAINING, Event.DRAIN_OVER): (State.ENDED, (Action.CLOSE, Action.MEASURE)),
+    "END before REMOVE": {
+        (State.DRAINING, Event.HELD): (State.ENDED, (Action.CLOSE, Action.MEASURE, Action.END)),
     },
-}  # fmt: skip
+    "something started or was signalled": {
+        (State.KILLING, Event.GAVE_UP): (State.DRAINING, (Action.TERMINATE, Action.NAME_STUCK, Action.DRAIN)),
+    },
+}
 
 
-@pytest.mark.parametrize("breach", WRONG_TABLES)
+def wrong_table(rows, **options):
+    wrong = {state: dict(row) for state, row in table(**options).items()}
+    for (state, event), step in rows.items():
+        wrong[state][event] = step
+    return MappingProxyType(wrong)
+
+
+@pytest.mark.parametrize("breach", WRONG_ROWS)
 def test_a_wrong_table_is_caught(breach):
-    life, trace = Lifecycle(), []
-    life._table = MappingProxyType({**table(grace=False, wait=False), **WRONG_TABLES[breach]})
-    feed(life, (Event.START, Event.SPAWNED, Event.TIMED_OUT, *TIMERS), trace)
+    options = OPTIONS[0]
+    driver = Driver(options, World(lambda: True))
+    driver.life._table = wrong_table(WRONG_ROWS[breach], **options)
+    driver.queue.append(Event.START)
+    driver.pump()
+    driver.world.answers = lambda: False
+    driver.queue.append(Event.TIMED_OUT)
     with pytest.raises(LawBroken, match=breach):
-        check_whole(life, trace)
+        driver.bring_to_its_end()
+        check(driver.trace)
+        raise AssertionError(driver.trace)
+
+
+def test_a_state_without_a_deadline_is_caught(monkeypatch):
+    monkeypatch.setattr(lifecycle, "_DEADLINES", {})
+    driver = Driver(OPTIONS[0], World(lambda: True))
+    driver.queue.append(Event.START)
+    driver.pump()
+    driver.world.answers = lambda: False
+    driver.queue.append(Event.ABORTED)
+    driver.pump()
+    with pytest.raises(LawBroken, match="NAMING has no deadline"):
+        check_deadline(driver.life)
 
 
 @pytest.mark.parametrize(
@@ -218,17 +413,16 @@ def test_memory_that_is_blamed_wrongly_is_caught(outcome, returncode, own_oom):
 
 
 def test_the_random_machine_finds_a_wrong_table_by_itself(monkeypatch):
-    row = (State.RUNNING, Event.TIMED_OUT)
-    wrong = {**table(grace=False, wait=False), row: CLOSE_FIRST[row]}
-    monkeypatch.setattr(lifecycle, "table", lambda **_options: wrong)
+    rows = WRONG_ROWS["DRAIN before it was empty or given up"]
+    real = lifecycle.table
+
+    def wrong(**options):
+        return {
+            state: {**row, **{event: step for (of, event), step in rows.items() if of is state}}
+            for state, row in real(**options).items()
+        }
+
+    monkeypatch.setattr(lifecycle, "table", wrong)
     search = settings(TestAnyOrder.settings, max_examples=20_000, phases=[Phase.generate], report_multiple_bugs=False)
-    with pytest.raises(LawBroken, match="CLOSE before KILL"):
+    with pytest.raises(LawBroken, match="before it was empty"):
         run_state_machine_as_test(AnyOrder, settings=search)
-
-
-def test_every_cause_has_its_outcome():
-    named = set()
-    for cause in CAUSES:
-        feed(life := Lifecycle(), (Event.START, Event.SPAWNED, cause), [])
-        named.add(life.outcome(-9))
-    assert named == {"timed_out", "idle_timed_out", "cpu_timed_out", "output_exceeded", "oom_killed", "canceled"}
