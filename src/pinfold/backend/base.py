@@ -13,6 +13,7 @@ from typing import Final
 
 from pinfold.backend import Revocable, Scope
 from pinfold.backend.guard import Guard
+from pinfold.cgroup import names
 from pinfold.cgroup.controllers import ACCOUNTING, give
 from pinfold.cgroup.group import Cgroup
 from pinfold.cgroup.kill import KILL_ROUND, kill_each
@@ -20,7 +21,6 @@ from pinfold.cgroup.oom import AncestorOom
 from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError
 from pinfold.lease import owner, record
-from pinfold.lease.find import RUN_PREFIX
 from pinfold.result import Placement
 
 REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
@@ -117,8 +117,8 @@ class BaseCgroup:
                 self._spares.append(self._make())
 
     def _make(self) -> Scope:
-        run_id, path = os.urandom(8).hex(), self.place.path
-        cgroup = Cgroup.make(self._hierarchy, self._cgroup.dirfd, path, RUN_PREFIX + run_id, self.controllers)
+        run_id, path = names.new_run_id(), self.place.path
+        cgroup = Cgroup.make(self._hierarchy, self._cgroup.dirfd, path, names.run(run_id), self.controllers)
         placement = self._placement._replace(cgroup=cgroup.path)
         return Scope(
             run_id, cgroup, placement, self.place, self.controllers, self._ancestor_oom, self._revocable, self._own_unit
@@ -199,8 +199,8 @@ _bases: weakref.WeakSet[BaseCgroup] = weakref.WeakSet()
 
 def _after_fork() -> None:
     """A forked child shares the lock that is on an open directory: without its copies, it says nothing about us."""
-    for pen in list(_bases):
-        pen.close(forked=True)
+    for base in list(_bases):
+        base.close(forked=True)
     _bases.clear()
 
 

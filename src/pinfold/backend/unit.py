@@ -1,11 +1,6 @@
 """A delegated scope of ours: a cgroup that systemd made for us, and our guard in it.
 
-SLICE
-└── pinfold-<random>.scope      made by systemd (Delegate=yes); below it, it lets us do as we like
-    ├── guard                   the guard
-    ├── caller                  the calling program, where it had to move in
-    └── runs                    the base of one fold, with its owner record
-        └── run-<random>        one run, or the spare
+systemd makes it with Delegate=yes: below it, we do as we like. `cgroup/names.py` shows what is in it.
 """
 
 from __future__ import annotations
@@ -16,17 +11,14 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pinfold.backend.guard import Guard
-from pinfold.cgroup import delegation, places
+from pinfold.cgroup import delegation, names, places
 from pinfold.cgroup.controllers import ACCOUNTING, exchange, give
 from pinfold.cgroup.places import Place
 from pinfold.errors import Error, NoSystemd, UnitError
-from pinfold.lease.sweep import GUARD
 
 if TYPE_CHECKING:
     from pinfold.backend.manager import Manager
 
-SLICE: Final = "pinfold.slice"
-CALLER: Final = "caller"
 _STOP_USEC: Final = 10_000_000  # for a stop from outside, until systemd kills what has not obeyed
 _ASK_BOUND: Final = 1.0  # seconds, for the manager to say what became of the scope
 _DYING: Final = 0.01
@@ -68,12 +60,12 @@ class ScopeUnit:
                 # Or DefaultTasksMax= would be a limit that nobody asked for.
                 *([] if any(key == "TasksMax" for key, _ in properties) else [("TasksMax", ("t", _INFINITE))]),
                 *map(_with_room_to_start, properties),
-            ], passing_slice=slice_name if slice_name == SLICE else None)  # fmt: skip
+            ], passing_slice=slice_name if slice_name == names.SLICE else None)  # fmt: skip
             self.place = self._where_the_guard_is()
             # It cannot give controllers to those below while it holds processes itself.
-            delegation.move(self.place, GUARD, [pid])
+            delegation.move(self.place, names.GUARD, [pid])
             if caller:
-                delegation.move(self.place, CALLER, [os.getpid()])
+                delegation.move(self.place, names.CALLER, [os.getpid()])
             give(self.place, ACCOUNTING)
             _make_room_for_the_guard(self.place, properties)
         except BaseException:
@@ -116,7 +108,7 @@ class ScopeUnit:
     def release(self) -> None:
         """End the guard and remove its leaf: systemd collects the scope once it is empty. Twice is no harm."""
         self.watcher.end()
-        leaf, end = os.path.join(self.place.directory, GUARD), time.monotonic() + _LEAF_BOUND
+        leaf, end = os.path.join(self.place.directory, names.GUARD), time.monotonic() + _LEAF_BOUND
         while os.path.isdir(leaf) and time.monotonic() < end:
             try:
                 os.rmdir(leaf)

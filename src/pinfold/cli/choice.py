@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from pinfold.cgroup.names import RUN_PREFIX
 from pinfold.errors import UsageError
 from pinfold.lease import find
-from pinfold.lease.find import RUN_PREFIX, FoldEntry, RunEntry
+from pinfold.lease.find import FoldEntry, RunEntry
 from pinfold.lease.record import checked_labels
 
 _SHORTEST: Final = 4

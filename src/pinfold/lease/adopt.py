@@ -7,11 +7,12 @@ import errno
 import os
 from collections.abc import Iterator
 
+from pinfold.cgroup import names
 from pinfold.cgroup.group import GONE, Cgroup
 from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError, Error
 from pinfold.lease import find
-from pinfold.lease.find import RUN_PREFIX, FoldEntry
+from pinfold.lease.find import FoldEntry
 
 
 @contextlib.contextmanager
@@ -20,8 +21,8 @@ def held(fold: FoldEntry, run_id: str) -> Iterator[Cgroup | None]:
 
     Raises Error if it is no run in a fold that is ours to touch, or not any more; CgroupError if it cannot be opened.
     """
-    place, name = fold.place, RUN_PREFIX + run_id
-    if find.RUN_NAME.fullmatch(name) is None:
+    place, name = fold.place, names.run(run_id)
+    if names.run_id(name) is None:
         raise Error(f"{place.path}/{name}: is not named like a run")
     try:
         base = place.hierarchy.open_root(place.directory)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from pinfold.cgroup import kill
+from pinfold.cgroup import kill, names
 from pinfold.cgroup.group import GONE, Cgroup
 from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError, Error, UsageError
@@ -19,13 +19,11 @@ from pinfold.lease import find, owner, record
 from pinfold.lease.adopt import adopted
 from pinfold.lease.find import FoldEntry
 
-GUARD: Final = "guard"  # the leaf of a scope that its guard is in
 KILL_BOUND: Final = 2.0  # seconds for each fold; what is left then is held by the kernel or a tracer, and for later
 _GUARD_BOUND: Final = 10.0
 _BESIDE_BOUND: Final = 0.1
 _BESIDE_AT_MOST: Final = 32  # folds; with hundreds of live ones each opening looks at others of them
 _REMOVE_BOUND: Final = 1.0
-_PREFIX: Final = "pinfold-"
 
 
 class Swept(NamedTuple):
@@ -71,12 +69,11 @@ def sweep(place: Place, *, dry_run: bool = False, bound: float = KILL_BOUND) -> 
 def beside(place: Place) -> None:
     """What dead folds have left next to where one is to be made, as far as it goes at once. Raises nothing."""
     with contextlib.suppress(OSError, Error):
-        names = [name for name in os.listdir(place.directory) if name.startswith(_PREFIX)]
+        bases = [base for name in os.listdir(place.directory) if (base := names.base_below(name)) is not None]
         end = time.monotonic() + _BESIDE_BOUND
-        first = time.monotonic_ns() % max(1, len(names))
-        for name in (names[first:] + names[:first])[:_BESIDE_AT_MOST]:
-            at = find.child(place, name)
-            fold = find.fold_at(find.child(at, find.IN_SCOPE) if name.endswith(".scope") else at)
+        first = time.monotonic_ns() % max(1, len(bases))
+        for base in (bases[first:] + bases[:first])[:_BESIDE_AT_MOST]:
+            fold = find.fold_at(find.child(place, base))
             if fold is not None and fold.unsigned:
                 _remove_unused(fold, dry_run=False)
             elif fold is not None and fold.problem is None and fold.state == "dead" and time.monotonic() < end:
@@ -174,7 +171,7 @@ def _end_guard(fold: FoldEntry) -> None:
     with contextlib.suppress(OSError, Error):
         scope = os.path.dirname(fold.place.directory)
         with _opened(fold.place, scope) as parent:
-            guard = Cgroup(fold.place.hierarchy, parent, os.path.dirname(fold.place.path), GUARD)
+            guard = Cgroup(fold.place.hierarchy, parent, os.path.dirname(fold.place.path), names.GUARD)
             try:
                 kill.end_all(guard, _REMOVE_BOUND)
                 guard.remove_within(_REMOVE_BOUND)
