@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 from pinfold.cgroup.names import RUN_PREFIX
 from pinfold.errors import UsageError
+from pinfold.labels import checked_labels
 from pinfold.lease import find
 from pinfold.lease.find import FoldEntry, RunEntry
-from pinfold.lease.record import checked_labels
 
 _SHORTEST: Final = 4
 _ID: Final = re.compile(r"[0-9a-f]{1,16}")
@@ -51,19 +51,6 @@ class Wanted:
         return all(
             any(name in labels and value in (None, labels[name]) for labels in have) for name, value in self._wanted
         )
-
-
-def labels(settings: Sequence[str]) -> dict[str, str]:
-    """Labels to give, each NAME=VALUE. Raises UsageError."""
-    found: dict[str, str] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--label {setting}: expected NAME=VALUE")
-        if name in found:
-            raise UsageError(f"--label {setting}: {name} is given twice; say which")
-        found[name] = value
-    return dict(checked_labels(found))
 
 
 def runs_of(folds: Iterable[FoldEntry]) -> list[Chosen]:

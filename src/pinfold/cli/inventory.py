@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pinfold.cgroup.files import flat_keyed, number
-from pinfold.cgroup.group import proc_is_ours
 from pinfold.cgroup.places import Place
 from pinfold.cli.choice import Wanted
 from pinfold.lease import find, owner
 from pinfold.lease.find import FoldEntry, RunEntry
 from pinfold.lease.record import OwnerRecord
+from pinfold.proc import proc_is_ours, start_time
 
 _ARGV_AT_MOST: Final = 1 << 16
 
@@ -84,7 +84,7 @@ def _fold(fold: FoldEntry, runs: Iterable[RunEntry], spares: int) -> FoldFacts:
     known = fold.owner
     ours = known is not None and owner.is_of_our_world(known)
     process = None
-    if known is not None and ours and fold.state == "live" and owner.start_time(known.pid) == known.start_time:
+    if known is not None and ours and fold.state == "live" and start_time(known.pid) == known.start_time:
         process = _process(known.pid)
     return FoldFacts(
         cgroup=fold.place.path,
