@@ -89,6 +89,13 @@ def cgroup2(session_cgroup):
 
 
 @pytest.fixture
+def place2(cgroup2):
+    """The Place of `cgroup2`."""
+    own = places.own_place()
+    return next(place for place in (own, *places.ancestors(own)) if place.directory == str(cgroup2))
+
+
+@pytest.fixture
 def delegated(cgroup2):
     """A cgroup that belongs to uid 65534, as cgroup-v2.rst has it under "Delegation"."""
     if os.geteuid() != 0:

@@ -29,13 +29,14 @@ _REMOVE_BOUND: Final = 1.0
 class Swept(NamedTuple):
     """One thing that a sweep has met, and what it did.
 
-    `what`: a dead owner's fold, a run that its fold could not empty, a cgroup that was made and never used.
+    `what`: a dead owner's fold, a run that its fold could not empty, a cgroup that was made and never used; a slice of
+    systemd's with nothing in it (`backend/idle_slice.py`).
     `pids`: those it has killed, or would; `left`: those that could not be killed. `action` is `foreign` where it
     touched nothing, and `why` says the reason.
     """
 
     cgroup: str
-    what: Literal["fold", "run", "cgroup"]
+    what: Literal["fold", "run", "cgroup", "slice"]
     action: Literal["removed", "would remove", "left", "foreign"]
     pids: list[int]
     left: list[int]
