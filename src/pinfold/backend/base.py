@@ -15,15 +15,14 @@ from pinfold.backend import Revocable, Scope
 from pinfold.backend.guard import Guard
 from pinfold.cgroup import names
 from pinfold.cgroup.controllers import ACCOUNTING, give
-from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.group import REMOVE_BOUND, Cgroup
 from pinfold.cgroup.kill import KILL_ROUND, kill_each
 from pinfold.cgroup.oom import AncestorOom
 from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError
-from pinfold.lease import owner, record
+from pinfold.lease import find, owner, record
 from pinfold.result import Placement
 
-REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
 _LEASE_BOUND: Final = 1.0
 _LOOK: Final = 0.001
 
@@ -40,7 +39,7 @@ class BaseCgroup:
         `own_unit`: see Scope. `spare`: make the cgroup of the next run while one is running, which takes mkdir off its
         path. Raises CgroupError.
         """
-        self.place = Place(os.path.join(parent.directory, name), f"{parent.path.rstrip('/')}/{name}", parent.hierarchy)
+        self.place = find.child(parent, name)
         self._hierarchy, self._placement, self.has_owner_record = parent.hierarchy, placement, False
         self._revocable, self._own_unit, self._spare = revocable, parent.path if own_unit else None, spare
         self._spares: deque[Scope] = deque()  # its own methods are atomic

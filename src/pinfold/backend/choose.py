@@ -32,7 +32,7 @@ def open_backend(name: Name, *, labels: Mapping[str, str], spare: bool, slice_na
         return CgroupfsBackend(labels=labels, spare=spare, move_caller=move_caller)
     found: str | None
     if not delegation.systemd_is_running():  # said without importing what it takes to ask it
-        found = "systemd is not the manager here (no /run/systemd/system)"
+        found = delegation.NO_SYSTEMD
     elif name == "auto" and not of_units and names.is_within_a_run(own_place().path):
         found = "this process is in a run of pinfold, whose limits are to hold for what it runs"
     else:

@@ -25,7 +25,7 @@ from pinfold.result import Placement
 def why_not(*, move_caller: bool) -> str | None:
     """What speaks against this backend, as far as it can be seen without asking the manager; None: nothing."""
     if not delegation.systemd_is_running():
-        return "systemd is not the manager here (no /run/systemd/system)"
+        return delegation.NO_SYSTEMD
     user = os.geteuid() != 0
     if bus_address(user=user) is None:
         return f"there is no bus to the {'user' if user else 'system'} manager"
@@ -40,7 +40,7 @@ def within_user_manager() -> bool:
     From elsewhere the kernel lets nobody but root start a process in there: that takes the right to write the
     cgroup.procs of the nearest common ancestor (cgroup-v2.rst, "Delegation Containment").
     """
-    return f"/user@{os.geteuid()}.service/" in places.own_place().path + "/"
+    return delegation.is_within_user_manager(places.own_place().path, os.geteuid())
 
 
 class _ScopeBase(NamedTuple):
@@ -102,7 +102,7 @@ class SystemdBackend:
             sweep.beside(next(places.ancestors(unit.place)))
         placement = Placement(self.name, unit.place.path, name, why=self._why)
         try:
-            base = BaseCgroup(unit.place, names.BASE_IN_SCOPE, placement, unit.watcher, labels=self._labels,
+            base = BaseCgroup(unit.place, names.BASE_IN_SCOPE, placement, unit.guard, labels=self._labels,
                       revocable=unit, own_unit=own_unit, spare=self._spare and not own_unit)  # fmt: skip
         except BaseException:
             unit.release()
@@ -132,7 +132,7 @@ class SystemdBackend:
     @property
     def guard(self) -> int | None:
         """The pid of the fold's guard."""
-        return None if self._fold is None else self._fold.unit.guard
+        return None if self._fold is None else self._fold.unit.guard.pid
 
     @property
     def unit_per_run(self) -> bool:

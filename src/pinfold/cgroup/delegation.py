@@ -20,6 +20,7 @@ from pinfold.cgroup.files import DIRECTORY
 from pinfold.cgroup.places import Place, ancestors, delegated_place, may_make_cgroups
 from pinfold.errors import CgroupError
 
+NO_SYSTEMD: Final = "systemd is not the manager here (no /run/systemd/system)"
 _MOVE_BOUND: Final = 2.0  # seconds, for processes that fork while they are being moved
 _LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max")
 
@@ -60,6 +61,11 @@ def _is_unit(name: str) -> bool:
 def unit_of(path: str) -> str | None:
     """The unit that a cgroup belongs to; the innermost one, as a user manager's are within user@UID.service."""
     return next((name for name in reversed(path.split("/")) if _is_unit(name)), None)
+
+
+def is_within_user_manager(path: str, uid: int) -> bool:
+    """Whether the cgroup of this path is in the part of the tree that belongs to this user's manager."""
+    return f"/user@{uid}.service/" in path + "/"
 
 
 def _unlimited(directory: str) -> bool:

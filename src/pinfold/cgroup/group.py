@@ -16,6 +16,7 @@ from pinfold.proc import proc_is_ours, process_of
 from pinfold.units import INFINITY
 
 GONE: Final = (errno.ENOENT, errno.ENODEV)  # the cgroup was removed beneath us
+REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
 _LOOK: Final = 0.001
 _AT_THE_TOP: Final = "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached"
 

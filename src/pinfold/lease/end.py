@@ -12,7 +12,7 @@ from pinfold.cgroup.group import Cgroup
 from pinfold.cgroup.kill import end_all, signal_all
 from pinfold.errors import Error
 from pinfold.lease import record
-from pinfold.lease.adopt import held
+from pinfold.lease.adopt import open_run
 from pinfold.lease.select import Chosen
 
 _KILL_BOUND: Final = 5.0  # seconds for each run
@@ -60,7 +60,7 @@ def _end_some(chosen: Sequence[Chosen], number: int | None, grace: float) -> Ite
         running: list[tuple[Chosen, Cgroup, list[int]]] = []
         for one in chosen:
             try:
-                cgroup = opened.enter_context(held(one.fold, one.run.run_id))
+                cgroup = opened.enter_context(open_run(one.fold, one.run.run_id))
             except Error as error:
                 yield _told(one, "left", why=str(error))
                 continue

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from pinfold.cgroup import names, places
-from pinfold.cgroup.files import Hierarchy, flat_keyed
+from pinfold.cgroup.files import flat_keyed
 from pinfold.cgroup.places import Place
 from pinfold.errors import UsageError
 from pinfold.lease import owner, record
@@ -159,8 +159,3 @@ def processes(place: Place) -> list[int]:
             found += map(int, file.read().split())
         waiting += below(at)
     return found
-
-
-def place_of(directory: str) -> Place:
-    """A cgroup by its directory alone; its path is then that of the directory. Raises OSError."""
-    return Place(directory, directory, Hierarchy(os.stat(directory).st_dev))
