@@ -146,8 +146,12 @@ def test_a_record_does_not_pass_another_process_off_as_the_command(executor, ask
     assert (facts["main"], facts["processes"]) == (None, 1)
 
 
-def test_a_process_that_keeps_its_readers_waiting_is_shown_without_its_command_line(executor, ask_here, monkeypatch):
+def test_a_process_that_keeps_its_readers_waiting_is_shown_without_its_command_line(
+    executor, ask_here, signed, monkeypatch
+):
     other, let_go, real = executor([[TREE, {}], [OBEYS, {}]]), threading.Event(), proc.wait_for_argv
+    for run_id in other.ids:
+        signed(find.child(other.place, f"run-{run_id}"))
 
     def wait_for_argv(pid):
         if pid == other.pids[0]:
