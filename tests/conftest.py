@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pinfold.cgroup import controllers, delegation, places
+from pinfold.cgroup import controllers, delegation, names, places
 from pinfold.errors import NoCgroup2, NotDelegated
 
 # What `auto` means to the tests. With "systemd" they run in scopes of pinfold.slice, which systemd collects.
@@ -44,7 +44,7 @@ def session_cgroup():
     seat = _seat(place, own)
     (seat / "cgroup.procs").write_text("0")
     yield own
-    back = Path(before) / "cgroup.procs" if seat == own else home / delegation.LEAF / "cgroup.procs"
+    back = Path(before) / "cgroup.procs" if seat == own else home / names.LEAF / "cgroup.procs"
     back.write_text("0")
     end = time.monotonic() + DEADLINE
     while True:
@@ -77,9 +77,7 @@ def slice_directory() -> Path | None:
         return None
     own = places.own_place()
     top = Path(own.directory.removesuffix(own.path))
-    uid = os.geteuid()
-    manager = Path(f"user.slice/user-{uid}.slice/user@{uid}.service") if uid else Path()
-    return top / manager / "pinfold.slice"
+    return top / names.slice_path(os.geteuid())
 
 
 @pytest.fixture
@@ -88,6 +86,13 @@ def cgroup2(session_cgroup):
     if session_cgroup is None:
         pytest.skip("needs a writable cgroup v2")
     return session_cgroup
+
+
+@pytest.fixture
+def place2(cgroup2):
+    """The Place of `cgroup2`."""
+    own = places.own_place()
+    return next(place for place in (own, *places.ancestors(own)) if place.directory == str(cgroup2))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.chaos import wild
 from tests.chaos.ground import Child, Figures, Ground, wait_until
 
 from pinfold.lease import sweep
-from pinfold.lease.owner import start_time
+from pinfold.proc import start_time
 from pinfold.runs.fold import Fold
 
 _EXECUTORS, _RUNS, _DEAD_RUNS = 5, 40, 3

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pinfold import proc
 from pinfold.cgroup import places
 from pinfold.lease import find
 
@@ -22,6 +24,17 @@ WORK = "import time\nwhile time.process_time() < 0.2: pass\nprint(1, flush=True)
 BUSY = [sys.executable, "-I", "-S", "-c", WORK]
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\n\u202e\x9b"
 CONTROL = {*map(chr, range(32)), "\x7f", *map(chr, range(0x80, 0xA0)), "\u202e"} - {"\n"}
+
+
+@pytest.fixture
+def signed(wait_until):
+    """Wait for the record of a run, which comes a moment after its start; a test may write another then."""
+
+    def wait(run):
+        wait_until(lambda: "user.pinfold.run" in os.listxattr(run.directory), "the record of the run")
+        return run
+
+    return wait
 
 
 def folds(ask, *arguments, **options):
@@ -107,10 +120,10 @@ def test_a_frozen_run_and_an_ended_one(executor, ask, wait_until):
         os.rmdir(ended.directory)
 
 
-def test_what_a_command_calls_itself_cannot_write_to_the_terminal(executor, ask):
+def test_what_a_command_calls_itself_cannot_write_to_the_terminal(executor, ask, signed):
     code = f"open('/proc/self/comm', 'w').write({EVIL[:8]!r}); print(1, flush=True); __import__('time').sleep(60)"
     other = executor([[[sys.executable, "-I", "-S", "-c", code, EVIL], {}]])
-    run = find.child(other.place, f"run-{other.ids[0]}")
+    run = signed(find.child(other.place, f"run-{other.ids[0]}"))
     # Records are written by whoever may write the cgroup: the command itself, where it is of the same uid.
     record = {"schema": 1, "pid": other.pids[0], "started": 1, "labels": {EVIL: EVIL}}
     os.setxattr(run.directory, "user.pinfold.run", json.dumps(record).encode())
@@ -125,12 +138,38 @@ def test_what_a_command_calls_itself_cannot_write_to_the_terminal(executor, ask)
     assert (facts["main"]["argv"][-1], facts["labels"]) == (EVIL, {EVIL: EVIL})
 
 
-def test_a_record_does_not_pass_another_process_off_as_the_command(executor, ask):
+def test_a_record_does_not_pass_another_process_off_as_the_command(executor, ask, signed):
     other = executor([[OBEYS, {}]])
-    run = find.child(other.place, f"run-{other.ids[0]}")
+    run = signed(find.child(other.place, f"run-{other.ids[0]}"))
     os.setxattr(run.directory, "user.pinfold.run", b'{"schema":1,"pid":%d,"started":1}' % os.getpid())
     [facts] = folds(ask)[0]["runs"]
     assert (facts["main"], facts["processes"]) == (None, 1)
+
+
+def test_a_process_that_keeps_its_readers_waiting_is_shown_without_its_command_line(
+    executor, ask_here, signed, monkeypatch
+):
+    other, let_go, real = executor([[TREE, {}], [OBEYS, {}]]), threading.Event(), proc.wait_for_argv
+    for run_id in other.ids:
+        signed(find.child(other.place, f"run-{run_id}"))
+
+    def wait_for_argv(pid):
+        if pid == other.pids[0]:
+            assert let_go.wait(30)
+        return real(pid)
+
+    monkeypatch.setattr(proc, "wait_for_argv", wait_for_argv)
+    try:
+        status, out, err = ask_here("ps", "--json")
+        text = ask_here("ps")[1]
+    finally:
+        let_go.set()
+    assert (status, err) == (0, "")
+    [fold] = json.loads(out)["folds"]
+    mains = {run["main"]["pid"]: run["main"] for run in fold["runs"]}
+    assert mains[other.pids[0]] == {"pid": other.pids[0], "comm": "sh", "argv": None}
+    assert mains[other.pids[1]]["argv"] == ["sleep", "60"]
+    assert f"    {other.pids[0]} sh\n" in text
 
 
 def test_a_dead_fold_is_shown_with_what_to_do(executor, ask):

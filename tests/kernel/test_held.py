@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import pinfold
-from pinfold.lease import find, sweep
+from pinfold.lease import sweep
 from pinfold.runs import supervision
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount and to trace")
@@ -85,17 +85,19 @@ def check_held(slowness):
     return check
 
 
-def test_it_is_named_and_a_sweep_clears_it_while_its_fold_lives(held, check_held, cgroup2, wait_until):
+def test_it_is_named_and_a_sweep_clears_it_while_its_fold_lives(held, check_held, cgroup2, place2, wait_until):
     fold, run, holder = held
     check_held(run, holder)
-    place = find.place_of(str(cgroup2))
-    (swept,) = sweep.sweep(place, bound=0.1)
+    (swept,) = sweep.sweep(place2, bound=0.1)
     assert (swept.what, swept.action, swept.left) == ("run", "left", [run.pid])
     holder.kill()
     other = fold.start(["sleep", "60"])
     with other:
         wait_until(lambda: state(run.pid) in ("Z", None), "the end of what was held")
-        assert [(s.what, s.action) for s in sweep.sweep(place)] in ([("run", "removed")], [])  # or its fold was quicker
+        assert [(s.what, s.action) for s in sweep.sweep(place2)] in (
+            [("run", "removed")],
+            [],
+        )  # or its fold was quicker
         assert len(list(cgroup2.glob("pinfold-*/run-*"))) <= 2  # the other run, and the spare
         other.kill()
         assert other.wait(10).receipt.emptied
@@ -111,15 +113,16 @@ def test_its_fold_removes_it_later_by_itself(held, check_held, cgroup2, wait_unt
     assert not left.exists()
 
 
-def test_a_fold_that_is_closed_meanwhile_is_left_to_its_guard_and_to_the_sweep(held, check_held, cgroup2, wait_until):
+def test_a_fold_that_is_closed_meanwhile_is_left_to_its_guard_and_to_the_sweep(
+    held, check_held, cgroup2, place2, wait_until
+):
     fold, run, holder = held
     check_held(run, holder)
     fold.close()
     (base,) = cgroup2.glob("pinfold-*")
-    place = find.place_of(str(cgroup2))
-    assert [(s.action, s.left, s.why) for s in sweep.sweep(place, bound=0.1)] == [
+    assert [(s.action, s.left, s.why) for s in sweep.sweep(place2, bound=0.1)] == [
         ("left", [run.pid], "its fold was closed")
     ]
     holder.kill()
-    wait_until(lambda: list(sweep.sweep(place)) == [] and not base.exists(), "the end of what was held")
+    wait_until(lambda: list(sweep.sweep(place2)) == [] and not base.exists(), "the end of what was held")
     assert pinfold.run(["true"]).ok  # with it the status of the one that was held is collected

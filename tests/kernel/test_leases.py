@@ -18,7 +18,7 @@ import pytest
 
 import pinfold
 from pinfold.cgroup import places
-from pinfold.lease import find, owner, record, sweep
+from pinfold.lease import owner, record, sweep
 from pinfold.lease.record import OwnerRecord, RunRecord
 from pinfold.lease.sweep import Swept
 
@@ -612,7 +612,7 @@ def test_a_child_that_python_did_not_fork_delays_the_guard_and_not_a_sweep(
     wait_until(lambda: not alive(holder.guard), "the end of the guard")
 
 
-def test_a_forked_child_does_not_hold_the_lease_for_those_who_cannot_see_its_owner(cgroup2):
+def test_a_forked_child_does_not_hold_the_lease_for_those_who_cannot_see_its_owner(cgroup2, place2):
     code = """
 import os, signal, time
 import pinfold
@@ -637,6 +637,6 @@ os._exit(0)
             assert not owner.is_locked(directory)
         finally:
             os.close(directory)
-        assert [one.action for one in sweep.sweep(find.place_of(str(cgroup2)))] == ["removed"]
+        assert [one.action for one in sweep.sweep(place2)] == ["removed"]
     finally:
         os.kill(int(child), signal.SIGKILL)

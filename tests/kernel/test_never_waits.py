@@ -107,7 +107,7 @@ def test_a_command_line_that_blocks_its_reader_delays_no_kill(cgroup2, monkeypat
     def block(_pid: int) -> None:
         killed.wait(20)
 
-    monkeypatch.setattr(strays, "_argv", block)
+    monkeypatch.setattr(strays, "wait_for_argv", block)
     argv = ["sh", "-c", "setsid sleep 60 & wait"]
     began = time.monotonic()
     try:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import pinfold
+from pinfold.backend import idle_slice
 from pinfold.cgroup import places
-from pinfold.cli import gc
 from pinfold.lease import find, sweep
 
 UNITS = Path(__file__).parent.parent.parent / "systemd"
@@ -140,17 +140,17 @@ def test_a_slice_that_systemd_left_is_stopped(booted, show, wait_until):
     subprocess.run(["busctl", *whose, "call", *manager, *call], check=True, timeout=30, stdout=subprocess.DEVNULL)
     wait_until(lambda: show(SLICE, "ActiveState") == "active", "the slice")
     top = find.top()
-    [found] = gc.idle_slice(top, dry_run=True)
-    assert (found["what"], found["action"], found["cgroup"][-13:]) == ("slice", "would remove", SLICE)
+    [found] = idle_slice.sweep(top, dry_run=True)
+    assert (found.what, found.action, found.cgroup[-13:]) == ("slice", "would remove", SLICE)
     assert show(SLICE, "ActiveState") == "active"
-    [found] = gc.idle_slice(top, dry_run=False)
-    assert found["action"] == "removed"
+    [found] = idle_slice.sweep(top, dry_run=False)
+    assert found.action == "removed"
     assert show(SLICE, "ActiveState") == "inactive"
-    assert list(gc.idle_slice(top, dry_run=False)) == []
+    assert list(idle_slice.sweep(top, dry_run=False)) == []
 
 
 def test_a_slice_in_use_is_not_stopped(booted, wait_until):
     with pinfold.Fold(backend="systemd") as fold:
         assert fold.run(["true"]).ok
-        assert list(gc.idle_slice(find.top(), dry_run=False)) == []
+        assert list(idle_slice.sweep(find.top(), dry_run=False)) == []
         assert fold.run(["true"]).ok

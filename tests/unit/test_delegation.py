@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from pinfold.cgroup import delegation
-from pinfold.cgroup.delegation import LEAF, move, move_to_leaf, place_for_runs, unit_of
+from pinfold.cgroup import delegation, names
+from pinfold.cgroup.delegation import move, move_to_leaf, place_for_runs, unit_of
 from pinfold.errors import CgroupError
 
 HAS = "cpu io memory pids"
@@ -165,16 +165,16 @@ def test_a_leaf_that_cannot_be_made_is_told_by_its_path(cgroups):
 
 def test_everything_of_a_cgroup_goes_to_the_leaf(cgroups):
     place = cgroups.add("/a", holds="17 18")
-    cgroups.add(f"/a/{LEAF}")
+    cgroups.add(f"/a/{names.LEAF}")
     move_to_leaf(place)
-    assert (cgroups.text("/a", "cgroup.procs"), cgroups.text(f"/a/{LEAF}", "cgroup.procs")) == ("", "17\n18\n")
+    assert (cgroups.text("/a", "cgroup.procs"), cgroups.text(f"/a/{names.LEAF}", "cgroup.procs")) == ("", "17\n18\n")
 
 
 def test_processes_of_another_pid_namespace_are_not_ours_to_move(cgroups):
     place = cgroups.add("/a", holds="0 17 0")
-    cgroups.add(f"/a/{LEAF}")
+    cgroups.add(f"/a/{names.LEAF}")
     move_to_leaf(place)
-    assert cgroups.written == [(f"/a/{LEAF}/cgroup.procs", "17")]
+    assert cgroups.written == [(f"/a/{names.LEAF}/cgroup.procs", "17")]
 
 
 def test_processes_that_fork_for_ever_are_given_up(cgroups, monkeypatch):
@@ -182,21 +182,6 @@ def test_processes_that_fork_for_ever_are_given_up(cgroups, monkeypatch):
     monkeypatch.setattr(delegation, "_MOVE_BOUND", -1.0)
     with pytest.raises(CgroupError, match="empty /a: its processes fork faster than they can be moved"):
         move_to_leaf(place)
-
-
-@pytest.mark.parametrize(
-    ("path", "within"),
-    [
-        ("/pinfold.slice/pinfold-0123456789ab.scope/runs/run-0123456789abcdef", True),
-        ("/pinfold.slice/job.scope/runs/run-0123456789abcdef/pinfold-leaf", True),
-        ("/a/pinfold-0123456789ab/run-0123456789abcdef/b", True),
-        ("/pinfold.slice/pinfold-0123456789ab.scope/caller", False),
-        ("/runs/run-fast", False),
-        ("/run-0123456789abcdef", False),
-    ],
-)
-def test_a_run_of_ours_is_known_by_its_cgroup(path, within):
-    assert delegation.within_a_run(path) is within
 
 
 @pytest.mark.parametrize("systemd", [False, True])

@@ -33,7 +33,7 @@ def attributes(monkeypatch):
     monkeypatch.setattr(record, "attribute", attribute)
     # Who has signed holds it, if alive; the others are as they are found.
     is_held = owner.is_locked
-    monkeypatch.setattr(owner, "is_held", lambda fd: attribute(fd, record.OWNER) is not None or is_held(fd))
+    monkeypatch.setattr(owner, "is_locked", lambda fd: attribute(fd, record.OWNER) is not None or is_held(fd))
     return held
 
 

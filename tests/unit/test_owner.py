@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from pinfold import proc
 from pinfold.lease import owner
 from pinfold.lease.owner import World
 from pinfold.lease.record import OwnerRecord
@@ -142,10 +143,10 @@ class TestStartTime:
     def test_a_stat_that_cannot_be_read_is_a_process_that_has_ended(self, monkeypatch):
         """It may end between the open and the read (ESRCH)."""
 
-        def gone(*_):
+        def gone(*_, **__):
             raise ProcessLookupError
 
-        monkeypatch.setattr(owner, "open", gone, raising=False)
+        monkeypatch.setattr(proc, "open", gone, raising=False)
         assert owner.start_time(os.getpid()) is None
 
 
@@ -225,11 +226,11 @@ class TestState:
     def test_so_it_does_for_a_process_that_proc_does_not_show(self, child, opened, monkeypatch, refusal):
         """With hidepid= an undumpable process of our own uid is not there, and may be at work (proc(5))."""
 
-        def hide(*_):
+        def hide(*_, **__):
             raise refusal
 
         found, holder, probe = of(child.pid), opened(), opened()
-        monkeypatch.setattr(owner, "open", hide, raising=False)
+        monkeypatch.setattr(proc, "open", hide, raising=False)
         monkeypatch.setattr(os.path, "exists", lambda path: not path.startswith("/proc/"))
         assert owner.lock_shared(holder)
         monkeypatch.setattr(owner, "world", lambda: World(found.boot_id, found.pid_ns, found.time_ns))

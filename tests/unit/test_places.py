@@ -97,7 +97,7 @@ def test_a_cgroup_with_an_odd_name_cannot_pass_for_another(odd):
 
 def test_a_carriage_return_in_a_proc_file_is_no_newline(tmp_path):
     (tmp_path / "cgroup").write_bytes(b"4:memory:/x\r0::/forged\n0::/real\n")
-    assert places._read(str(tmp_path / "cgroup")).count("\n") == 2
+    assert places.read_text(str(tmp_path / "cgroup")).count("\n") == 2
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def host(monkeypatch, tmp_path):
             "/proc/self/mountinfo": mountinfo.format(mnt=tmp_path, dev=dev),
             "/proc/self/cgroup": "" if path is None else f"1:cpu:/elsewhere\n0::{path}\n",
         }
-        monkeypatch.setattr(places, "_read", texts.__getitem__)
+        monkeypatch.setattr(places, "read_text", texts.__getitem__)
         return tmp_path
 
     return set_up

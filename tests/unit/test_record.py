@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pinfold.errors import UsageError
+from pinfold.labels import checked_labels
 from pinfold.lease import record
-from pinfold.lease.record import MalformedError, OwnerRecord, RunRecord, checked_labels
+from pinfold.lease.record import MalformedError, OwnerRecord, RunRecord
 
 XATTR_SIZE_MAX = 65536  # include/uapi/linux/limits.h
 
@@ -243,50 +243,6 @@ def test_a_message_about_a_record_is_short_whatever_is_in_it(kind, fields):
             kind.parse(data(fields, **{field: ["\x1b[2J" * 10_000]}))
         assert len(str(caught.value)) < 100
         assert str(caught.value).isprintable()
-
-
-@given(given_labels=labels)
-def test_labels_as_they_should_be_are_taken_as_they_are(given_labels):
-    taken = checked_labels(given_labels)
-    assert taken == given_labels
-    given_labels["later"] = "no"
-    assert "later" not in taken  # a copy
-
-
-def test_no_labels_are_no_labels():
-    assert checked_labels(None) == checked_labels({}) == {}
-
-
-@pytest.mark.parametrize(
-    "name", ["", "-x", ".x", "/x", "_x", "a b", "a=b", "a\n", "ä", "a" * 65, "a\0", "\u0664", b"a", 1, None, ("a",)]
-)
-def test_a_label_with_a_name_that_is_none_is_refused(name):
-    with pytest.raises(UsageError, match="a name has up to 64"):
-        checked_labels({name: "value"})
-
-
-@pytest.mark.parametrize("value", ["a\n", "\x1b[2J", "\0", "\ud800", "x" * 257, "\u202e", b"a", 1, None, True])
-def test_a_label_with_a_value_that_is_none_is_refused(value):
-    with pytest.raises(UsageError, match="a value is text of up to 256 printable") as caught:
-        checked_labels({"job": value})
-    assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("labels", [["a"], "a", 7, {"a"}, [("a", "b")]])
-def test_labels_that_are_no_mapping_are_refused(labels):
-    with pytest.raises(UsageError, match="must be a mapping"):
-        checked_labels(labels)
-
-
-def test_labels_are_limited_in_number():
-    assert len(checked_labels({f"l{number}": "" for number in range(32)})) == 32
-    with pytest.raises(UsageError, match="33 labels: at most 32"):
-        checked_labels({f"l{number}": "" for number in range(33)})
-
-
-def test_names_and_values_may_be_as_long_as_the_messages_say():
-    longest = {"a" * 64: "x" * 256, "A0_./-": "", "0": "ä \N{GRINNING FACE}"}
-    assert checked_labels(longest) == longest
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EPERM, errno.EACCES])

@@ -13,17 +13,16 @@ from typing import Final
 
 from pinfold.backend import Revocable, Scope
 from pinfold.backend.guard import Guard
+from pinfold.cgroup import names
 from pinfold.cgroup.controllers import ACCOUNTING, give
-from pinfold.cgroup.group import Cgroup
+from pinfold.cgroup.group import REMOVE_BOUND, Cgroup
 from pinfold.cgroup.kill import KILL_ROUND, kill_each
 from pinfold.cgroup.oom import AncestorOom
 from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError
-from pinfold.lease import owner, record
-from pinfold.lease.find import RUN_PREFIX
+from pinfold.lease import find, owner, record
 from pinfold.result import Placement
 
-REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
 _LEASE_BOUND: Final = 1.0
 _LOOK: Final = 0.001
 
@@ -40,7 +39,7 @@ class BaseCgroup:
         `own_unit`: see Scope. `spare`: make the cgroup of the next run while one is running, which takes mkdir off its
         path. Raises CgroupError.
         """
-        self.place = Place(os.path.join(parent.directory, name), f"{parent.path.rstrip('/')}/{name}", parent.hierarchy)
+        self.place = find.child(parent, name)
         self._hierarchy, self._placement, self.has_owner_record = parent.hierarchy, placement, False
         self._revocable, self._own_unit, self._spare = revocable, parent.path if own_unit else None, spare
         self._spares: deque[Scope] = deque()  # its own methods are atomic
@@ -117,8 +116,8 @@ class BaseCgroup:
                 self._spares.append(self._make())
 
     def _make(self) -> Scope:
-        run_id, path = os.urandom(8).hex(), self.place.path
-        cgroup = Cgroup.make(self._hierarchy, self._cgroup.dirfd, path, RUN_PREFIX + run_id, self.controllers)
+        run_id, path = names.new_run_id(), self.place.path
+        cgroup = Cgroup.make(self._hierarchy, self._cgroup.dirfd, path, names.run(run_id), self.controllers)
         placement = self._placement._replace(cgroup=cgroup.path)
         return Scope(
             run_id, cgroup, placement, self.place, self.controllers, self._ancestor_oom, self._revocable, self._own_unit
@@ -199,8 +198,8 @@ _bases: weakref.WeakSet[BaseCgroup] = weakref.WeakSet()
 
 def _after_fork() -> None:
     """A forked child shares the lock that is on an open directory: without its copies, it says nothing about us."""
-    for pen in list(_bases):
-        pen.close(forked=True)
+    for base in list(_bases):
+        base.close(forked=True)
     _bases.clear()
 
 

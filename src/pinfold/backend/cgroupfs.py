@@ -8,7 +8,6 @@ our own cgroup (or the nearest above it that is delegated to us and can give con
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from collections.abc import Mapping
 from typing import Final
@@ -16,13 +15,11 @@ from typing import Final
 from pinfold.backend import Scope, ScopeRequest
 from pinfold.backend.base import BaseCgroup
 from pinfold.backend.guard import Guard
-from pinfold.cgroup import delegation
+from pinfold.cgroup import delegation, names
 from pinfold.cgroup.controllers import ACCOUNTING, available, give, is_root
 from pinfold.errors import CgroupError, Unsupported
 from pinfold.lease import sweep
 from pinfold.result import Placement
-
-BASE_PREFIX: Final = "pinfold-"
 
 
 class CgroupfsBackend:
@@ -45,7 +42,7 @@ class CgroupfsBackend:
             sweep.beside(self._parent)
             if not is_root(self._parent.directory):  # what is enabled there is for all the host: only on demand
                 give(self._parent, ACCOUNTING)
-            name, placement = BASE_PREFIX + os.urandom(6).hex(), Placement(self.name, self._parent.path, why=why)
+            name, placement = names.new_base(), Placement(self.name, self._parent.path, why=why)
             self._base = BaseCgroup(self._parent, name, placement, self._guard, labels=labels, spare=spare)
         except BaseException:
             self._guard.forget()  # it removes what an interrupt may have left half made

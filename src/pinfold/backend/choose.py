@@ -8,7 +8,7 @@ from typing import Final, Literal, cast, get_args
 
 from pinfold.backend import Backend
 from pinfold.backend.cgroupfs import CgroupfsBackend
-from pinfold.cgroup import delegation
+from pinfold.cgroup import delegation, names
 from pinfold.cgroup.places import own_place
 from pinfold.errors import NoSystemd, NotDelegated, UsageError
 
@@ -32,8 +32,8 @@ def open_backend(name: Name, *, labels: Mapping[str, str], spare: bool, slice_na
         return CgroupfsBackend(labels=labels, spare=spare, move_caller=move_caller)
     found: str | None
     if not delegation.systemd_is_running():  # said without importing what it takes to ask it
-        found = "systemd is not the manager here (no /run/systemd/system)"
-    elif name == "auto" and not of_units and delegation.within_a_run(own_place().path):
+        found = delegation.NO_SYSTEMD
+    elif name == "auto" and not of_units and names.is_within_a_run(own_place().path):
         found = "this process is in a run of pinfold, whose limits are to hold for what it runs"
     else:
         from pinfold.backend import systemd

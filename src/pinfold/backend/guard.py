@@ -19,13 +19,14 @@ import sys
 import weakref
 from typing import Final
 
+from pinfold.cgroup.names import RUN_PREFIX
 from pinfold.fds import clear_of_stdio
 from pinfold.spawn.start import start_orphan
 
 # A shell, as its private memory is a quarter of a megabyte, and it starts in half a millisecond. Signals for all of a
 # unit, a session or a group are not for it. Where it cannot fork (RLIMIT_NPROC, pids.max: what it is to end may have
 # used them up) a shell gives up: it becomes the sweep on its way out, which takes no fork.
-_SCRIPT: Final = """\
+_SCRIPT: Final = f"""\
 trap '' HUP INT QUIT ILL TRAP ABRT BUS FPE SEGV SYS PIPE ALRM USR1 USR2 TSTP TTIN TTOU VTALRM PROF XCPU XFSZ $1
 IFS= read -r fold && read -r _
 case $fold in *\\\\*) fold=$(printf %b "$fold") ;; esac
@@ -34,7 +35,7 @@ trap '[ -d "$fold" ] && exec "$2" -I -S -c "$3" "$4" "$fold"' EXIT
 echo 1 >"$fold/cgroup.kill"
 for pause in 0 .001 .003 .01; do
     sleep $pause
-    rmdir "$fold"/run-* "$fold"
+    rmdir "$fold"/{RUN_PREFIX}* "$fold"
     [ -d "$fold" ] || exit
 done
 """

@@ -13,22 +13,19 @@ from pinfold.backend import Scope, ScopeRequest
 from pinfold.backend.base import BaseCgroup
 from pinfold.backend.bus_address import bus_address
 from pinfold.backend.manager import Manager
-from pinfold.backend.unit import SLICE, Property, ScopeUnit
+from pinfold.backend.unit import Property, ScopeUnit
 from pinfold.backend.unit_names import unit_name
-from pinfold.cgroup import delegation, places
+from pinfold.cgroup import delegation, names, places
 from pinfold.cgroup.controllers import give
 from pinfold.errors import NoSystemd, NotDelegated
 from pinfold.lease import sweep
-from pinfold.lease.find import IN_SCOPE
 from pinfold.result import Placement
-
-PREFIX: Final = "pinfold-"
 
 
 def why_not(*, move_caller: bool) -> str | None:
     """What speaks against this backend, as far as it can be seen without asking the manager; None: nothing."""
     if not delegation.systemd_is_running():
-        return "systemd is not the manager here (no /run/systemd/system)"
+        return delegation.NO_SYSTEMD
     user = os.geteuid() != 0
     if bus_address(user=user) is None:
         return f"there is no bus to the {'user' if user else 'system'} manager"
@@ -43,7 +40,7 @@ def within_user_manager() -> bool:
     From elsewhere the kernel lets nobody but root start a process in there: that takes the right to write the
     cgroup.procs of the nearest common ancestor (cgroup-v2.rst, "Delegation Containment").
     """
-    return f"/user@{os.geteuid()}.service/" in places.own_place().path + "/"
+    return delegation.is_within_user_manager(places.own_place().path, os.geteuid())
 
 
 class _ScopeBase(NamedTuple):
@@ -79,7 +76,7 @@ class SystemdBackend:
         """
         self._user, self._labels = os.geteuid() != 0, labels
         self._spare, self._scope_per_run, self._why = spare, scope_per_run, why
-        self._slice = SLICE if slice_name is None else unit_name(slice_name, "slice")
+        self._slice = names.SLICE if slice_name is None else unit_name(slice_name, "slice")
         self._swept = False
         self._homes: dict[str, _ScopeBase] = {}  # of single runs, by their ids
         self._fold: _ScopeBase | None = None
@@ -92,8 +89,9 @@ class SystemdBackend:
                 "systemd-run --user --scope -p Delegate=yes …",
             )
         if outside or not scope_per_run:
-            name = f"{PREFIX}{os.urandom(6).hex()}.scope"
-            self._fold = self._home(name, f"pinfold: commands of process {os.getpid()}", [], caller=outside)
+            self._fold = self._home(
+                names.new_scope(), f"pinfold: commands of process {os.getpid()}", [], caller=outside
+            )
 
     def _home(self, name: str, description: str, properties: list[Property], *, caller: bool = False,
               own_unit: bool = False) -> _ScopeBase:  # fmt: skip
@@ -104,8 +102,8 @@ class SystemdBackend:
             sweep.beside(next(places.ancestors(unit.place)))
         placement = Placement(self.name, unit.place.path, name, why=self._why)
         try:
-            base = BaseCgroup(unit.place, IN_SCOPE, placement, unit.watcher, labels=self._labels, revocable=unit,
-                      own_unit=own_unit, spare=self._spare and not own_unit)  # fmt: skip
+            base = BaseCgroup(unit.place, names.BASE_IN_SCOPE, placement, unit.guard, labels=self._labels,
+                      revocable=unit, own_unit=own_unit, spare=self._spare and not own_unit)  # fmt: skip
         except BaseException:
             unit.release()
             raise
@@ -134,7 +132,7 @@ class SystemdBackend:
     @property
     def guard(self) -> int | None:
         """The pid of the fold's guard."""
-        return None if self._fold is None else self._fold.unit.guard
+        return None if self._fold is None else self._fold.unit.guard.pid
 
     @property
     def unit_per_run(self) -> bool:
@@ -152,7 +150,7 @@ class SystemdBackend:
             from pinfold.limits.properties import to_properties
 
             properties = to_properties(asked.limits)
-        name = f"{PREFIX}run-{os.urandom(8).hex()}.scope" if asked.unit is None else unit_name(asked.unit)
+        name = names.new_run_scope() if asked.unit is None else unit_name(asked.unit)
         home = self._home(name, asked.description or name, properties, own_unit=True)
         try:
             home.provide(asked.controllers)

@@ -1,11 +1,6 @@
 """A delegated scope of ours: a cgroup that systemd made for us, and our guard in it.
 
-SLICE
-└── pinfold-<random>.scope      made by systemd (Delegate=yes); below it, it lets us do as we like
-    ├── guard                   the guard
-    ├── caller                  the calling program, where it had to move in
-    └── runs                    the base of one fold, with its owner record
-        └── run-<random>        one run, or the spare
+systemd makes it with Delegate=yes: below it, we do as we like. `cgroup/names.py` shows what is in it.
 """
 
 from __future__ import annotations
@@ -16,21 +11,18 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from pinfold.backend.guard import Guard
-from pinfold.cgroup import delegation, places
+from pinfold.cgroup import delegation, names, places
 from pinfold.cgroup.controllers import ACCOUNTING, exchange, give
+from pinfold.cgroup.group import REMOVE_BOUND
 from pinfold.cgroup.places import Place
 from pinfold.errors import Error, NoSystemd, UnitError
-from pinfold.lease.sweep import GUARD
 
 if TYPE_CHECKING:
     from pinfold.backend.manager import Manager
 
-SLICE: Final = "pinfold.slice"
-CALLER: Final = "caller"
 _STOP_USEC: Final = 10_000_000  # for a stop from outside, until systemd kills what has not obeyed
 _ASK_BOUND: Final = 1.0  # seconds, for the manager to say what became of the scope
 _DYING: Final = 0.01
-_LEAF_BOUND: Final = 1.0
 _LOOK: Final = 0.001
 _INFINITE: Final = 2**64 - 1
 # The guard is one process, and must not be what the kernel kills for want of memory: that ends the scope. The cgroups
@@ -40,7 +32,7 @@ Property = tuple[str, tuple[str, Any]]
 
 
 class ScopeUnit:
-    """A scope that we started; a Revocable."""
+    """A scope that we started; a Revocable. `guard`: the process of ours that keeps it, and ends with it."""
 
     def __init__(self, manager: Manager, name: str, slice_name: str, description: str, properties: list[Property], *,
                  user: bool, caller: bool = False) -> None:  # fmt: skip
@@ -50,8 +42,7 @@ class ScopeUnit:
         """
         self.name, self._user = name, user
         try:
-            self.watcher = Guard(obeys_term=True)
-            pid = self.watcher.pid
+            self.guard = Guard(obeys_term=True)
         except OSError as error:  # for one, where a filter refuses clone3 in the wrong way (EPERM), libc starts nothing
             found = f"its guard could not be started: {error}"
             raise NoSystemd(
@@ -61,27 +52,27 @@ class ScopeUnit:
             manager.start_scope(name, [
                 ("Description", ("s", description)),
                 ("Slice", ("s", slice_name)),
-                ("PIDs", ("au", [pid, *([os.getpid()] if caller else [])])),
+                ("PIDs", ("au", [self.guard.pid, *([os.getpid()] if caller else [])])),
                 ("Delegate", ("b", True)),
                 ("CollectMode", ("s", "inactive-or-failed")),
                 ("TimeoutStopUSec", ("t", _STOP_USEC)),
                 # Or DefaultTasksMax= would be a limit that nobody asked for.
                 *([] if any(key == "TasksMax" for key, _ in properties) else [("TasksMax", ("t", _INFINITE))]),
                 *map(_with_room_to_start, properties),
-            ], passing_slice=slice_name if slice_name == SLICE else None)  # fmt: skip
+            ], passing_slice=slice_name if slice_name == names.SLICE else None)  # fmt: skip
             self.place = self._where_the_guard_is()
             # It cannot give controllers to those below while it holds processes itself.
-            delegation.move(self.place, GUARD, [pid])
+            delegation.move(self.place, names.GUARD, [self.guard.pid])
             if caller:
-                delegation.move(self.place, CALLER, [os.getpid()])
+                delegation.move(self.place, names.CALLER, [os.getpid()])
             give(self.place, ACCOUNTING)
             _make_room_for_the_guard(self.place, properties)
         except BaseException:
-            self.watcher.end()
+            self.guard.end()
             raise
 
     def _where_the_guard_is(self) -> Place:
-        place = places.place_of(self.watcher.pid)
+        place = places.place_of(self.guard.pid)
         if os.path.basename(place.path) != self.name:
             raise UnitError(self.name, "start", f"our process is in {place.path} afterwards", "report this")
         return place
@@ -89,17 +80,12 @@ class ScopeUnit:
     @property
     def fd(self) -> int:
         """Readable once the guard has ended."""
-        return self.watcher.fd
-
-    @property
-    def guard(self) -> int:
-        """The pid of the guard."""
-        return self.watcher.pid
+        return self.guard.fd
 
     @property
     def lost(self) -> bool:
         """Whether the guard has ended without us."""
-        return self.watcher.ended()
+        return self.guard.ended()
 
     def revoked(self) -> bool:
         """Whether the scope has been stopped from outside, or killed as a whole, or that is under way."""
@@ -111,12 +97,12 @@ class ScopeUnit:
             if manager.active_state(self.name, deadline=_ASK_BOUND) != "active":
                 return True
         # systemd signals all of a unit before it answers the next call: the guard may only have to die yet.
-        return self.watcher.ended(within=_DYING)
+        return self.guard.ended(within=_DYING)
 
     def release(self) -> None:
         """End the guard and remove its leaf: systemd collects the scope once it is empty. Twice is no harm."""
-        self.watcher.end()
-        leaf, end = os.path.join(self.place.directory, GUARD), time.monotonic() + _LEAF_BOUND
+        self.guard.end()
+        leaf, end = os.path.join(self.place.directory, names.GUARD), time.monotonic() + REMOVE_BOUND
         while os.path.isdir(leaf) and time.monotonic() < end:
             try:
                 os.rmdir(leaf)
@@ -127,7 +113,7 @@ class ScopeUnit:
 
     def forget(self) -> None:
         """Close what is ours, and leave the scope as it is: in a forked child it is the parent's."""
-        self.watcher.forget()
+        self.guard.forget()
 
 
 def _with_room_to_start(wanted: Property) -> Property:

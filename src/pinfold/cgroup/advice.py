@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
+from pinfold.proc import read
+
 Kind = Literal["kubernetes", "podman", "docker", "github"]
 
 MOUNT: Final = "mount -t cgroup2 none /sys/fs/cgroup"
@@ -67,7 +69,7 @@ def mount_fix(found: Kind | None, *, mounting: bool, read_only: str | None = Non
 
 def mount_fix_here(read_only: str | None = None) -> str:
     """The same, for this process."""
-    mounting = may_mount(_read("/proc/self/status"), _read("/proc/self/uid_map"))
+    mounting = may_mount(read("/proc/self/status") or "", read("/proc/self/uid_map") or "")
     return mount_fix(kind(), mounting=mounting, read_only=read_only)
 
 
@@ -80,11 +82,3 @@ def delegation_fix(found: Kind | None, uid: int) -> str:
         f"chown {uid} DIR DIR/cgroup.procs DIR/cgroup.threads DIR/cgroup.subtree_control "
         "for a cgroup DIR that holds this process"
     )
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""

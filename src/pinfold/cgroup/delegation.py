@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import time
 from collections.abc import Iterator
 from typing import Final
 
+from pinfold.cgroup import names
 from pinfold.cgroup.controllers import can_give
 from pinfold.cgroup.files import DIRECTORY
 from pinfold.cgroup.places import Place, ancestors, delegated_place, may_make_cgroups
 from pinfold.errors import CgroupError
 
-LEAF: Final = "pinfold-leaf"
+NO_SYSTEMD: Final = "systemd is not the manager here (no /run/systemd/system)"
 _MOVE_BOUND: Final = 2.0  # seconds, for processes that fork while they are being moved
-_RUN: Final = re.compile(r"/(?:runs|pinfold-[0-9a-f]{12})/run-[0-9a-f]{16}(?:/|$)")
 _LIMITS: Final = ("memory.max", "memory.high", "memory.swap.max", "pids.max", "cpu.max")
 
 
@@ -48,16 +47,11 @@ def _ours(nearest: Place) -> Iterator[Place]:
     for place in ancestors(nearest):
         of_systemd = systemd_is_running() and _is_unit(os.path.basename(below.path))
         # Above a run of pinfold its own kill would not reach what we run.
-        is_run = within_a_run(below.path) and not within_a_run(place.path)
+        is_run = names.is_within_a_run(below.path) and not names.is_within_a_run(place.path)
         if of_systemd or is_run or not _unlimited(below.directory) or not may_make_cgroups(place.directory):
             return
         yield place
         below = place
-
-
-def within_a_run(path: str) -> bool:
-    """Whether a cgroup is that of a run of pinfold, or below one: by the names that `backend/pen.py` gives."""
-    return _RUN.search(path) is not None
 
 
 def _is_unit(name: str) -> bool:
@@ -67,6 +61,11 @@ def _is_unit(name: str) -> bool:
 def unit_of(path: str) -> str | None:
     """The unit that a cgroup belongs to; the innermost one, as a user manager's are within user@UID.service."""
     return next((name for name in reversed(path.split("/")) if _is_unit(name)), None)
+
+
+def is_within_user_manager(path: str, uid: int) -> bool:
+    """Whether the cgroup of this path is in the part of the tree that belongs to this user's manager."""
+    return f"/user@{uid}.service/" in path + "/"
 
 
 def _unlimited(directory: str) -> bool:
@@ -148,7 +147,7 @@ def move_to_leaf(place: Place) -> None:
         if time.monotonic() > end:
             slower = TimeoutError(errno.ETIMEDOUT, "its processes fork faster than they can be moved")
             raise CgroupError("empty", place.path, slower)
-        move(place, LEAF, pids)
+        move(place, names.LEAF, pids)
 
 
 def _processes(directory: str) -> list[int]:

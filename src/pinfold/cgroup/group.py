@@ -12,9 +12,11 @@ from typing import Final, Self
 from pinfold.cgroup import usage
 from pinfold.cgroup.files import DIRECTORY, Hierarchy, flat_keyed, reread, write
 from pinfold.errors import CgroupError
+from pinfold.proc import proc_is_ours, process_of
 from pinfold.units import INFINITY
 
 GONE: Final = (errno.ENOENT, errno.ENODEV)  # the cgroup was removed beneath us
+REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)
 _LOOK: Final = 0.001
 _AT_THE_TOP: Final = "cgroup.max.descendants or cgroup.max.depth of a cgroup above is reached"
 
@@ -188,7 +190,7 @@ class Cgroup:
             os.close(file)
         if not proc_is_ours():
             return threads  # the leaders' numbers are those of their processes, the others are nobody's
-        return sorted({_process_of(thread) for thread in threads} - {0})
+        return sorted({process_of(thread) for thread in threads} - {0})
 
     def hold(self, file: str) -> None:
         """Open one of its files for reading now: while the command runs, it costs no time."""
@@ -362,23 +364,6 @@ def _numbers(fd: int) -> list[int]:
     while chunk := os.read(fd, 1 << 16):
         text += chunk
     return [int(line) for line in text.split()]
-
-
-def proc_is_ours() -> bool:
-    """Whether /proc shows our own pid namespace; else its numbers are those of other processes."""
-    try:
-        return os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        return False
-
-
-def _process_of(thread: int) -> int:
-    """The process that a thread belongs to (proc_pid_status(5), Tgid); 0 if it has gone."""
-    try:
-        with open(f"/proc/{thread}/status", encoding="utf-8", errors="replace") as file:
-            return next(int(line.split()[1]) for line in file if line.startswith("Tgid:"))
-    except (OSError, StopIteration):
-        return 0
 
 
 def _children(directory: int) -> list[str]:

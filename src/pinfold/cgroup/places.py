@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from pinfold.cgroup import advice
 from pinfold.cgroup.files import Hierarchy
 from pinfold.errors import NoCgroup2, NotDelegated
+from pinfold.proc import read_text
 
 KERNEL_FLOOR: Final = (5, 14)  # cgroup.kill
 
@@ -77,11 +78,6 @@ def locate(mount: Mount, path: str) -> str | None:
     return os.path.normpath(os.path.join(mount.point, relative))
 
 
-def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return file.read()
-
-
 def own_place() -> Place:
     """The cgroup this process is in. Raises NoCgroup2."""
     return place_of("self")
@@ -89,12 +85,12 @@ def own_place() -> Place:
 
 def place_of(pid: int | str) -> Place:
     """The cgroup that a process is in. Raises NoCgroup2, and OSError if there is no such process."""
-    return place_at(own_path(_read(f"/proc/{pid}/cgroup")))
+    return place_at(own_path(read_text(f"/proc/{pid}/cgroup")))
 
 
 def place_at(path: str | None) -> Place:
     """The cgroup of this path, as /proc/PID/cgroup writes it; None: there is no cgroup v2. Raises NoCgroup2."""
-    found = mounts(_read("/proc/self/mountinfo"))
+    found = mounts(read_text("/proc/self/mountinfo"))
     if not found or path is None:
         raise NoCgroup2("cgroup v2", "not mounted", advice.mount_fix_here())
     # A later mount covers an earlier one at the same point; so may one of another kind.

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from typing import Final
 
-from pinfold.cgroup.group import proc_is_ours
+from pinfold.proc import argv_within, proc_is_ours
 from pinfold.result import Stray
 from pinfold.runs.strays import Naming
 from pinfold.spawn._spawn import prctl
@@ -54,13 +53,9 @@ class Orphans:
 
 
 def _named(pids: list[int]) -> list[Stray]:
-    """Their names. Command lines come from a thread, as one can keep its reader waiting for as long as it lives."""
-    naming = Naming(pids)
-    if naming.may_have_argv:
-        reader = threading.Thread(target=naming.read_argv, daemon=True)
-        reader.start()
-        reader.join(_NAMING_BOUND)
-    return naming.strays()
+    strays = Naming(pids).strays()
+    argv = argv_within([stray.pid for stray in strays if stray.comm is not None], _NAMING_BOUND)
+    return [stray._replace(argv=argv.get(stray.pid)) for stray in strays]
 
 
 def _become_subreaper() -> bool:

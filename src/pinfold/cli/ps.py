@@ -8,15 +8,14 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Final
 
 import click
 
-from pinfold.cli.choice import Wanted
-from pinfold.cli.inventory import FoldFacts, ProcessFacts, RunFacts, take
 from pinfold.cli.render import count, safe
 from pinfold.lease import find
+from pinfold.lease.facts import FoldFacts, ProcessFacts, RunFacts, snapshot
+from pinfold.lease.select import Wanted
 from pinfold.units import readable_size, readable_span
 
 _EACH: Final = 1.0  # seconds
@@ -33,10 +32,10 @@ def ps(wanted: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
 
     A fold is a program that runs commands by pinfold, `pinfold run` for one.
     """
-    labels, top = Wanted(wanted), find.top()
+    labels, top = Wanted.parse(wanted), find.top()
     try:
         while True:
-            _show(list(take(top, labels)), as_json=as_json, watch=watch)
+            _show(snapshot(top, labels), as_json=as_json, watch=watch)
             if not watch:
                 return 0
             time.sleep(_EACH)
@@ -48,7 +47,7 @@ def ps(wanted: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
 
 def _show(folds: list[FoldFacts], *, as_json: bool, watch: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"schema": 1, "folds": [asdict(fold) for fold in folds]}))
+        click.echo(json.dumps({"schema": 1, "folds": [fold.to_dict() for fold in folds]}))
     elif watch and sys.stdout is not None and sys.stdout.isatty():
         columns, rows = shutil.get_terminal_size()
         shown = [line[: columns - 1] for line in lines(folds)][: rows - 1]

@@ -12,11 +12,12 @@ from typing import Any, Final
 import click
 
 from pinfold import errors, units
-from pinfold.cli import choice, render
+from pinfold.cli import render
 from pinfold.cli.main import complain
 from pinfold.cli.orphans import Orphans
 from pinfold.cli.terminal import Signals, as_found, on_terminal
 from pinfold.errors import SpawnError, UsageError
+from pinfold.labels import parse_labels
 from pinfold.limits import Limits
 from pinfold.limits.properties import from_properties
 from pinfold.policy import Policy
@@ -149,7 +150,7 @@ def _arguments(options: dict[str, Any]) -> dict[str, Any]:
         "limits": _limits(options),
         "stall_timeout": _span(options["stall_timeout"], "--stall-timeout"),
         "unit": options["unit"],
-        "labels": choice.labels(options["labels"]),
+        "labels": parse_labels(options["labels"], "--label"),
         "policy": Policy(profile=options["profile"]),
         "output_exceeded": "kill",
     }

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from pinfold.cgroup import places
-from pinfold.cgroup.files import Hierarchy, flat_keyed
+from pinfold.cgroup import names, places
+from pinfold.cgroup.files import flat_keyed
 from pinfold.cgroup.places import Place
 from pinfold.errors import UsageError
 from pinfold.lease import owner, record
 from pinfold.lease.owner import State
 from pinfold.lease.record import MalformedError, OwnerRecord, RunRecord
 
-RUN_PREFIX: Final = "run-"
-IN_SCOPE: Final = "runs"  # the base of a fold in a systemd scope
 _UNSIGNED: Final = "it has no owner record"
-RUN_NAME: Final = re.compile(r"run-[0-9a-f]{16}")
-# As the backends name them: a base that we made ourselves; `runs` in a scope, whose name can be anybody's choice.
-_BASE: Final = re.compile(r"(?:.*/)?pinfold-[0-9a-f]{12}|.*\.scope/runs")
 
 
 class FoldEntry(NamedTuple):
@@ -44,8 +38,7 @@ class FoldEntry(NamedTuple):
     @property
     def scope(self) -> str | None:
         """The systemd scope that it is in, by name."""
-        parent = os.path.basename(os.path.dirname(self.place.path))
-        return parent if parent.endswith(".scope") and os.path.basename(self.place.path) == IN_SCOPE else None
+        return names.scope_of(self.place.path)
 
 
 class RunEntry(NamedTuple):
@@ -75,20 +68,20 @@ def folds(place: Place) -> Iterator[FoldEntry]:
 
 def below(place: Place) -> list[Place]:
     """The cgroups in one, in the order of their names."""
-    names: list[str] = []
+    found: list[str] = []
     with contextlib.suppress(OSError), os.scandir(place.directory) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    return [child(place, name) for name in names]
+        found = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return [child(place, name) for name in found]
 
 
 def child(place: Place, name: str) -> Place:
-    """The cgroup of this name in another."""
+    """The cgroup of this name, or path, in another."""
     return Place(os.path.join(place.directory, name), f"{place.path.rstrip('/')}/{name}", place.hierarchy)
 
 
 def fold_at(place: Place) -> FoldEntry | None:
     """The fold whose base is this cgroup, or None if it is no fold's."""
-    named_so = _BASE.fullmatch(place.path) is not None
+    named_so = names.is_base(place.path)
     try:
         if not named_so and record.attribute(place.directory, record.OWNER) is None:
             return None
@@ -108,14 +101,14 @@ def examine(place: Place, directory: int) -> FoldEntry | None:
     uid = os.fstat(directory).st_uid
     data = record.attribute(directory, record.OWNER)
     if data is None:
-        if os.path.basename(place.path) == IN_SCOPE:  # anybody's word
+        if names.is_base_in_scope(place.path):  # anybody's word
             return None
         return FoldEntry(place, None, None, uid, _UNSIGNED)
     try:
         found = OwnerRecord.parse(data)
     except MalformedError as error:
         return FoldEntry(place, None, None, uid, f"its owner record cannot be read: {error}")
-    if _BASE.fullmatch(place.path) is None:
+    if not names.is_base(place.path):
         return FoldEntry(place, found, None, uid, "it has an owner record, and is not named like a fold")
     if os.geteuid() not in (0, uid):
         return FoldEntry(place, found, owner.state(found, directory), uid, f"it belongs to uid {uid}")
@@ -126,8 +119,8 @@ def members(fold: FoldEntry) -> list[RunEntry]:
     """The runs of a fold, and what was made ahead for the next ones."""
     found = []
     for place in below(fold.place):
-        name = os.path.basename(place.path)
-        if RUN_NAME.fullmatch(name) is None:
+        run_id = names.run_id(os.path.basename(place.path))
+        if run_id is None:
             continue
         known = _run_record(place)
         kind: Literal["run", "spare", "quarantined"] = "run"
@@ -135,7 +128,7 @@ def members(fold: FoldEntry) -> list[RunEntry]:
             kind = "quarantined"
         elif known is None and not read_events(place).get("populated"):
             kind = "spare"
-        found.append(RunEntry(place, name.removeprefix(RUN_PREFIX), known, kind))
+        found.append(RunEntry(place, run_id, known, kind))
     return found
 
 
@@ -166,8 +159,3 @@ def processes(place: Place) -> list[int]:
             found += map(int, file.read().split())
         waiting += below(at)
     return found
-
-
-def place_of(directory: str) -> Place:
-    """A cgroup by its directory alone; its path is then that of the directory. Raises OSError."""
-    return Place(directory, directory, Hierarchy(os.stat(directory).st_dev))

@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
-from pinfold.cgroup.group import proc_is_ours
 from pinfold.lease.record import OwnerRecord
+from pinfold.proc import proc_is_ours, start_time
 
 State = Literal["live", "dead"]
 _LOCK_BOUND: Final = 0.05  # seconds; those who probe a lock hold it for microseconds
@@ -42,19 +42,6 @@ def _namespace(kind: str) -> int:
         return os.stat(f"/proc/self/ns/{kind}").st_ino
     except FileNotFoundError:  # time namespaces: Linux 5.6
         return 0
-
-
-def start_time(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot (proc_pid_stat(5), field 22); None if it has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The name may hold spaces and parentheses; what follows the last ")" does not.
-            fields = file.read().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    # A zombie with more than one thread is a leader that has exited before the others.
-    ended = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
-    return None if ended else int(fields[19])
 
 
 def this_process(labels: Mapping[str, str], guard: int | None) -> OwnerRecord:

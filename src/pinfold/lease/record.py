@@ -8,19 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
-
-from pinfold.errors import UsageError
 
 SCHEMA: Final = 1
 OWNER: Final = "user.pinfold.owner"
 RUN: Final = "user.pinfold.run"
 CANCELED: Final = "user.pinfold.canceled"  # on a run: somebody has asked for its end from outside
-_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,63}")
-_LABELS_AT_MOST: Final = 32
-_VALUE_AT_MOST: Final = 256
 _NOT_TAKEN: Final = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 
 
@@ -75,24 +69,6 @@ class RunRecord(NamedTuple):
         _require_optional(found, {"pid": int, "quarantined": bool})
         _require_pids(found, "pid")
         return cls(**{"pid": None, **found})
-
-
-def checked_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Labels as given by a user. Raises UsageError."""
-    if not labels:
-        return {}
-    if not isinstance(labels, Mapping):
-        raise UsageError(f"labels is {type(labels).__name__}: must be a mapping of names to texts")
-    for name, value in labels.items():
-        if not isinstance(name, str) or _LABEL.fullmatch(name) is None:
-            raise UsageError(f"label {name!r:.80}: a name has up to 64 letters, digits, '_', '-', '.' and '/'")
-        if not isinstance(value, str) or len(value) > _VALUE_AT_MOST or not value.isprintable():
-            raise UsageError(
-                f"label {name}={value!r:.80}: a value is text of up to {_VALUE_AT_MOST} printable characters"
-            )
-    if len(labels) > _LABELS_AT_MOST:
-        raise UsageError(f"{len(labels)} labels: at most {_LABELS_AT_MOST}")
-    return dict(labels)
 
 
 def _parsed(data: bytes, fields: tuple[str, ...]) -> dict[str, Any]:

@@ -11,33 +11,32 @@ import time
 from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
-from pinfold.cgroup import kill
-from pinfold.cgroup.group import GONE, Cgroup
+from pinfold.cgroup import kill, names
+from pinfold.cgroup.files import Hierarchy
+from pinfold.cgroup.group import GONE, REMOVE_BOUND, Cgroup
 from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.lease import find, owner, record
 from pinfold.lease.adopt import adopted
 from pinfold.lease.find import FoldEntry
 
-GUARD: Final = "guard"  # the leaf of a scope that its guard is in
 KILL_BOUND: Final = 2.0  # seconds for each fold; what is left then is held by the kernel or a tracer, and for later
 _GUARD_BOUND: Final = 10.0
 _BESIDE_BOUND: Final = 0.1
 _BESIDE_AT_MOST: Final = 32  # folds; with hundreds of live ones each opening looks at others of them
-_REMOVE_BOUND: Final = 1.0
-_PREFIX: Final = "pinfold-"
 
 
 class Swept(NamedTuple):
     """One thing that a sweep has met, and what it did.
 
-    `what`: a dead owner's fold, a run that its fold could not empty, a cgroup that was made and never used.
+    `what`: a dead owner's fold, a run that its fold could not empty, a cgroup that was made and never used; a slice of
+    systemd's with nothing in it (`backend/idle_slice.py`).
     `pids`: those it has killed, or would; `left`: those that could not be killed. `action` is `foreign` where it
     touched nothing, and `why` says the reason.
     """
 
     cgroup: str
-    what: Literal["fold", "run", "cgroup"]
+    what: Literal["fold", "run", "cgroup", "slice"]
     action: Literal["removed", "would remove", "left", "foreign"]
     pids: list[int]
     left: list[int]
@@ -71,12 +70,11 @@ def sweep(place: Place, *, dry_run: bool = False, bound: float = KILL_BOUND) -> 
 def beside(place: Place) -> None:
     """What dead folds have left next to where one is to be made, as far as it goes at once. Raises nothing."""
     with contextlib.suppress(OSError, Error):
-        names = [name for name in os.listdir(place.directory) if name.startswith(_PREFIX)]
+        bases = [base for name in os.listdir(place.directory) if (base := names.base_below(name)) is not None]
         end = time.monotonic() + _BESIDE_BOUND
-        first = time.monotonic_ns() % max(1, len(names))
-        for name in (names[first:] + names[:first])[:_BESIDE_AT_MOST]:
-            at = find.child(place, name)
-            fold = find.fold_at(find.child(at, find.IN_SCOPE) if name.endswith(".scope") else at)
+        first = time.monotonic_ns() % max(1, len(bases))
+        for base in (bases[first:] + bases[:first])[:_BESIDE_AT_MOST]:
+            fold = find.fold_at(find.child(place, base))
             if fold is not None and fold.unsigned:
                 _remove_unused(fold, dry_run=False)
             elif fold is not None and fold.problem is None and fold.state == "dead" and time.monotonic() < end:
@@ -85,13 +83,27 @@ def beside(place: Place) -> None:
 
 
 def after_the_owner(directory: str) -> None:
-    """For the guard, whose word is enough: end the fold with this base cgroup."""
-    for _ in _end(find.place_of(directory), "fold", "", bound=_GUARD_BOUND, sure=True):
-        pass
+    """For the guard, whose word is enough: end the fold whose base is this directory. Raises OSError if it is gone."""
+    hierarchy = Hierarchy(os.stat(directory).st_dev)
+    above, name = os.path.split(directory)
+    with contextlib.suppress(OSError, Error), _opened(hierarchy, above) as parent:
+        cgroup = adopted(hierarchy, parent, above, name)
+        try:
+            _kill_and_remove(cgroup, _GUARD_BOUND)
+        finally:
+            cgroup.close()
 
 
-def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, dry_run: bool = False,
-         sure: bool = False) -> Iterator[Swept]:  # fmt: skip
+def _kill_and_remove(cgroup: Cgroup, bound: float) -> tuple[bool, list[int]]:
+    """Whether it is removed, and the processes that could not be killed."""
+    emptied = kill.end_all(cgroup, bound)
+    left = [] if emptied else cgroup.pids()
+    return cgroup.remove_within(REMOVE_BOUND if emptied else 0), left
+
+
+def _end(
+    place: Place, what: Literal["fold", "run"], why: str, *, bound: float, dry_run: bool = False
+) -> Iterator[Swept]:
     """Kill and remove one cgroup, if it is still `what` it was found to be when it is held."""
     parent_path, name = os.path.split(place.path)
     try:
@@ -102,17 +114,15 @@ def _end(place: Place, what: Literal["fold", "run"], why: str, *, bound: float, 
         yield Swept(place.path, what, "left", [], [], f"{why}; {error}")
         return
     try:
-        cgroup = adopted(place, parent, parent_path, name)
+        cgroup = adopted(place.hierarchy, parent, parent_path, name)
         try:
-            if not sure and not _is_abandoned(place, cgroup.dirfd, what):
+            if not _is_abandoned(place, cgroup.dirfd, what):
                 return
             pids = cgroup.pids()
             if dry_run:
                 yield Swept(place.path, what, "would remove", pids, [], why)
                 return
-            emptied = kill.end_all(cgroup, bound)
-            left = [] if emptied else cgroup.pids()
-            removed = cgroup.remove_within(_REMOVE_BOUND if emptied else 0)
+            removed, left = _kill_and_remove(cgroup, bound)
             yield Swept(place.path, what, "removed" if removed else "left", pids, left, why)
         finally:
             cgroup.close()
@@ -147,9 +157,9 @@ def _remove_unused(fold: FoldEntry, *, dry_run: bool) -> Swept | None:
     why = "it was never signed, and nobody is making it"
     with (
         contextlib.suppress(OSError),
-        _opened(fold.place, os.path.dirname(fold.place.directory)) as parent,
+        _opened(fold.place.hierarchy, os.path.dirname(fold.place.directory)) as parent,
         owner.without_makers(parent) as alone,
-        _opened(fold.place, fold.place.directory) as directory,
+        _opened(fold.place.hierarchy, fold.place.directory) as directory,
     ):
         if not alone or owner.is_locked(directory):
             return None
@@ -161,8 +171,8 @@ def _remove_unused(fold: FoldEntry, *, dry_run: bool) -> Swept | None:
 
 
 @contextlib.contextmanager
-def _opened(place: Place, directory: str) -> Iterator[int]:
-    fd = place.hierarchy.open_root(directory)
+def _opened(hierarchy: Hierarchy, directory: str) -> Iterator[int]:
+    fd = hierarchy.open_root(directory)
     try:
         yield fd
     finally:
@@ -173,10 +183,10 @@ def _end_guard(fold: FoldEntry) -> None:
     """One that was stopped, or has no end of its own: systemd collects the scope when it is empty."""
     with contextlib.suppress(OSError, Error):
         scope = os.path.dirname(fold.place.directory)
-        with _opened(fold.place, scope) as parent:
-            guard = Cgroup(fold.place.hierarchy, parent, os.path.dirname(fold.place.path), GUARD)
+        with _opened(fold.place.hierarchy, scope) as parent:
+            guard = Cgroup(fold.place.hierarchy, parent, os.path.dirname(fold.place.path), names.GUARD)
             try:
-                kill.end_all(guard, _REMOVE_BOUND)
-                guard.remove_within(_REMOVE_BOUND)
+                kill.end_all(guard, REMOVE_BOUND)
+                guard.remove_within(REMOVE_BOUND)
             finally:
                 guard.close()

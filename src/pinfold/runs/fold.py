@@ -17,7 +17,7 @@ from pinfold.backend import Backend
 from pinfold.backend.choose import Name as BackendName
 from pinfold.backend.choose import open_backend
 from pinfold.errors import CgroupError, Error, UsageError
-from pinfold.lease.record import checked_labels
+from pinfold.labels import checked_labels
 from pinfold.result import Result
 from pinfold.runs.loop import Loop, SharedLoop
 from pinfold.runs.plan import Plan

@@ -10,7 +10,7 @@ from pinfold import units
 from pinfold.backend import ScopeRequest
 from pinfold.command import PLAIN, Attributes, Command, own_environment
 from pinfold.errors import UsageError
-from pinfold.lease.record import checked_labels
+from pinfold.labels import checked_labels
 from pinfold.policy import Policy
 from pinfold.runs.lifecycle import Bounds
 from pinfold.runs.plan import Plan

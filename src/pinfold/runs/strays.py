@@ -11,11 +11,10 @@ import contextlib
 from collections.abc import Sequence
 from typing import Final
 
-from pinfold.cgroup.group import proc_is_ours
+from pinfold.proc import proc_is_ours, read_bytes, wait_for_argv
 from pinfold.result import Stray, Stuck
 
 NAMED_AT_MOST: Final = 64  # the others are counted
-_ARGV_AT_MOST: Final = 1 << 17  # bytes
 
 
 class Naming:
@@ -36,7 +35,7 @@ class Naming:
         """Read the command lines, one after the other. Can block for as long as one of these processes lives."""
         for stray in self._known:
             if stray.comm is not None:
-                self._argv[stray.pid] = _argv(stray.pid)
+                self._argv[stray.pid] = wait_for_argv(stray.pid)
 
     def strays(self) -> list[Stray]:
         """What is known by now."""
@@ -44,7 +43,7 @@ class Naming:
 
 
 def _by_stat(pid: int) -> Stray:
-    text = _read(f"/proc/{pid}/stat")
+    text = read_bytes(f"/proc/{pid}/stat")
     # The name may hold spaces and parentheses; what follows the last ")" does not.
     before, _, after = text.rpartition(b")")
     fields = after.split()
@@ -55,29 +54,16 @@ def _by_stat(pid: int) -> Stray:
         return Stray(pid)
 
 
-def _argv(pid: int) -> list[str] | None:
-    # Empty for a zombie, and for a process whose leader thread has exited.
-    text = _read(f"/proc/{pid}/cmdline")
-    words = text.removesuffix(b"\0").split(b"\0")
-    return [word.decode("utf-8", "backslashreplace") for word in words] if text else None
-
-
-def _read(path: str) -> bytes:
-    with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:
-        return file.read(_ARGV_AT_MOST) or b""
-    return b""
-
-
 def stuck(pid: int) -> Stuck:
     """What keeps a process from dying, as far as /proc tells."""
     if not proc_is_ours():
         return Stuck(pid)
     found = Stuck(pid)
     with contextlib.suppress(ValueError, LookupError):
-        text = _read(f"/proc/{pid}/status").decode("utf-8", "surrogateescape")
+        text = read_bytes(f"/proc/{pid}/status").decode("utf-8", "surrogateescape")
         lines = dict(line.split(":\t", 1) for line in text.split("\n") if ":\t" in line)
         found = Stuck(pid, printable(lines["Name"]), lines["State"][0], None, int(lines["TracerPid"]))
-    wchan = _read(f"/proc/{pid}/wchan").decode("ascii", "replace")
+    wchan = read_bytes(f"/proc/{pid}/wchan").decode("ascii", "replace")
     return found._replace(wchan=wchan if wchan not in ("", "0") else None)  # 0: not waiting, or not for our eyes
 
 

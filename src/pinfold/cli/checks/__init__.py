@@ -38,12 +38,3 @@ def guarded(group: str, look: Callable[[], Iterable[Check]], *, needed: bool = F
 
 def _of(group: str, check: Check) -> Check:
     return Check(check.name, check.ok, check.found, check.needed, check.fix, check.since, group)
-
-
-def read(path: str) -> str | None:
-    """A small text of the kernel's; None where it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return file.read()
-    except OSError:
-        return None

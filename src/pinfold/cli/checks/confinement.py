@@ -11,7 +11,8 @@ import subprocess
 from collections.abc import Iterator
 from typing import Final
 
-from pinfold.cli.checks import Check, read
+from pinfold.cli.checks import Check
+from pinfold.proc import read
 
 _NOT_YET: Final = " (not used yet)"
 _CLONE_NEWUSER: Final = 0x10000000

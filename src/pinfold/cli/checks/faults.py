@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from pinfold.cli.checks import Check, read
+from pinfold.cli.checks import Check
+from pinfold.proc import read
 
 # b69bb476dee9, "cgroup: fix race between fork and cgroup.kill": in 6.14, and by the announcements of the stable
 # releases in these. No other series that has cgroup.kill was still maintained then (February 2025).

@@ -9,8 +9,9 @@ from typing import Final
 
 from pinfold.cgroup import places
 from pinfold.cgroup.controllers import given
-from pinfold.cli.checks import Check, read
+from pinfold.cli.checks import Check
 from pinfold.cli.checks.trial import Trial
+from pinfold.proc import read
 from pinfold.runs.reap import remembered
 
 # File in the cgroup of a run, first release, its controller, what is missing without it.

@@ -77,7 +77,7 @@ class Surroundings:
 def whereabouts(path: str, uid: int) -> tuple[str, str | None]:
     """What a cgroup path is to systemd, and what to do if nothing can be started in a scope from there."""
     unit = delegation.unit_of(path)
-    if uid and f"/user@{uid}.service/" in path + "/":
+    if uid and delegation.is_within_user_manager(path, uid):
         return f"in {unit}, within user@{uid}.service", None
     if unit is None:
         found = "in no unit"

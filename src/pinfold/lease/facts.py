@@ -1,40 +1,43 @@
-"""What `pinfold ps` knows: folds and their runs, by what their cgroups, their records and /proc say.
+"""What is running: folds and their runs, by what their cgroups, their records and /proc say.
 
-The fields are the JSON's: times in microseconds, sizes in bytes, None where this host, or this user, cannot tell.
+Times are in microseconds, sizes in bytes; None stands where this host, or this user, cannot tell.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple
 
 from pinfold.cgroup.files import flat_keyed, number
-from pinfold.cgroup.group import proc_is_ours
 from pinfold.cgroup.places import Place
-from pinfold.cli.choice import Wanted
 from pinfold.lease import find, owner
 from pinfold.lease.find import FoldEntry, RunEntry
 from pinfold.lease.record import OwnerRecord
+from pinfold.lease.select import Wanted
+from pinfold.proc import argv_within, comm, proc_is_ours, read, start_time
 
-_ARGV_AT_MOST: Final = 1 << 16
+ARGV_BOUND: Final = 0.5  # seconds, for all of them; usual are 20 us each
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessFacts:
-    """A process by the number that it has here; `comm` and `argv` as far as /proc shows them."""
+class ProcessFacts(NamedTuple):
+    """A process by the number that it has here (proc_pid_stat(5)); `comm` and `argv` as far as /proc shows them.
+
+    `argv` is None, too, where the process keeps its readers waiting.
+    """
 
     pid: int
     comm: str | None
     argv: list[str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class RunFacts:
-    """A run. `processes`: how many there are. `main`: the command that was started, while it is there."""
+class RunFacts(NamedTuple):
+    """A run.
+
+    `cgroup`: as /proc/PID/cgroup writes it. `main`: the command that was started, while it is there. `processes`: how
+    many there are, the main one among them. `cpu_usage_usec` and `memory_current` (bytes) are the kernel's (cpu.stat,
+    memory.current), for all of them. `age_usec`: since its start, by the host's clock.
+    """
 
     run_id: str
     cgroup: str
@@ -46,13 +49,16 @@ class RunFacts:
     processes: int
     labels: dict[str, str] | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in `pinfold ps --json`."""
+        return {**self._asdict(), "main": None if self.main is None else self.main._asdict()}
 
-@dataclass(frozen=True, slots=True)
-class FoldFacts:
+
+class FoldFacts(NamedTuple):
     """A fold. `problem`: why it is none of ours, in words. `owner`: its process, if that lives and is seen here.
 
     `owner_pid`: as the owner itself counts, which in another container means another process to us.
-    `closed`: by its owner, and something of it could not be removed.
+    `closed`: by its owner, and something of it could not be removed. `spares`: cgroups made ahead for its next runs.
     """
 
     cgroup: str
@@ -69,9 +75,31 @@ class FoldFacts:
     runs: list[RunFacts]
     spares: int
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in `pinfold ps --json`."""
+        owner = None if self.owner is None else self.owner._asdict()
+        return {**self._asdict(), "owner": owner, "runs": [run.to_dict() for run in self.runs]}
 
-def take(place: Place, wanted: Wanted) -> Iterator[FoldFacts]:
+
+def snapshot(place: Place, wanted: Wanted) -> list[FoldFacts]:
     """Every fold in a cgroup and below that has these labels, or a run that has them."""
+    found = list(_without_argv(place, wanted))
+    processes = [process for fold in found for process in (fold.owner, *(run.main for run in fold.runs))]
+    argv = argv_within([each.pid for each in processes if each is not None and each.comm is not None], ARGV_BOUND)
+    return [
+        fold._replace(
+            owner=_with_argv(fold.owner, argv),
+            runs=[run._replace(main=_with_argv(run.main, argv)) for run in fold.runs],
+        )
+        for fold in found
+    ]
+
+
+def _with_argv(process: ProcessFacts | None, argv: Mapping[int, list[str] | None]) -> ProcessFacts | None:
+    return None if process is None else process._replace(argv=argv.get(process.pid))
+
+
+def _without_argv(place: Place, wanted: Wanted) -> Iterator[FoldFacts]:
     for fold in find.folds(place):
         members = [] if fold.owner is None else find.members(fold)
         runs = [run for run in members if run.kind != "spare"]
@@ -84,7 +112,7 @@ def _fold(fold: FoldEntry, runs: Iterable[RunEntry], spares: int) -> FoldFacts:
     known = fold.owner
     ours = known is not None and owner.is_of_our_world(known)
     process = None
-    if known is not None and ours and fold.state == "live" and owner.start_time(known.pid) == known.start_time:
+    if known is not None and ours and fold.state == "live" and start_time(known.pid) == known.start_time:
         process = _process(known.pid)
     return FoldFacts(
         cgroup=fold.place.path,
@@ -120,8 +148,8 @@ def _run(run: RunEntry, known: OwnerRecord | None) -> RunFacts:
         state=state,
         age_usec=None if run.record is None else _age(run.record.started),
         main=_process(pid) if pid in there and pid is not None else None,
-        cpu_usage_usec=flat_keyed(_read(f"{place.directory}/cpu.stat") or "").get("usage_usec"),
-        memory_current=number(_read(f"{place.directory}/memory.current")),
+        cpu_usage_usec=flat_keyed(read(f"{place.directory}/cpu.stat") or "").get("usage_usec"),
+        memory_current=number(read(f"{place.directory}/memory.current")),
         processes=len(there),
         labels=None if run.record is None else dict(run.record.labels),
     )
@@ -134,15 +162,4 @@ def _age(since: float) -> int | None:
 
 
 def _process(pid: int) -> ProcessFacts:
-    if not proc_is_ours():
-        return ProcessFacts(pid, None, None)
-    comm, line = _read(f"/proc/{pid}/comm"), _read(f"/proc/{pid}/cmdline")
-    # A zombie and a thread of the kernel have none.
-    argv = line.removesuffix("\0").split("\0") if line else None
-    return ProcessFacts(pid, None if comm is None else comm.removesuffix("\n"), argv)
-
-
-def _read(path: str) -> str | None:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return os.fsdecode(file.read(_ARGV_AT_MOST))
-    return None
+    return ProcessFacts(pid, comm(pid) if proc_is_ours() else None, None)

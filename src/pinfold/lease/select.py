@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, Self
 
-from pinfold.errors import UsageError
+from pinfold.cgroup import names
+from pinfold.errors import Error, UsageError
+from pinfold.labels import checked_labels, parse_wanted
 from pinfold.lease import find
-from pinfold.lease.find import RUN_PREFIX, FoldEntry, RunEntry
-from pinfold.lease.record import checked_labels
+from pinfold.lease.find import FoldEntry, RunEntry
 
 _SHORTEST: Final = 4
 _ID: Final = re.compile(r"[0-9a-f]{1,16}")
@@ -24,20 +25,29 @@ class Chosen(NamedTuple):
     run: RunEntry
 
 
-class NotChosenError(Exception):
+class NotChosenError(Error):
     """What was named does not say which runs are meant, or they are not ours; nothing has been touched."""
 
 
 class Wanted:
     """Labels that all have to be there, of a run or of its fold; a value of None: whatever its value."""
 
-    def __init__(self, settings: Iterable[str]) -> None:
-        """From NAME or NAME=VALUE. Raises UsageError."""
-        self._wanted: list[tuple[str, str | None]] = []
-        for setting in settings:
-            name, equals, value = setting.partition("=")
-            checked_labels({name: value})
-            self._wanted.append((name, value if equals else None))
+    def __init__(self, wanted: Iterable[tuple[str, str | None]]) -> None:
+        self._wanted = list(wanted)
+
+    @classmethod
+    def of(cls, labels: Mapping[str, str | None] | None) -> Self:
+        """From a mapping. Raises UsageError."""
+        if labels is not None and not isinstance(labels, Mapping):
+            raise UsageError(f"labels is {type(labels).__name__}: must be a mapping of names to texts or None")
+        wanted = dict(labels or {})
+        checked_labels({name: "" if value is None else value for name, value in wanted.items()})
+        return cls(wanted.items())
+
+    @classmethod
+    def parse(cls, settings: Iterable[str]) -> Self:
+        """From texts, each NAME or NAME=VALUE. Raises UsageError."""
+        return cls(parse_wanted(settings))
 
     def __bool__(self) -> bool:
         return bool(self._wanted)
@@ -52,17 +62,14 @@ class Wanted:
         )
 
 
-def labels(settings: Sequence[str]) -> dict[str, str]:
-    """Labels to give, each NAME=VALUE. Raises UsageError."""
-    found: dict[str, str] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals:
-            raise UsageError(f"--label {setting}: expected NAME=VALUE")
-        if name in found:
-            raise UsageError(f"--label {setting}: {name} is given twice; say which")
-        found[name] = value
-    return dict(checked_labels(found))
+def choose(folds: Sequence[FoldEntry], runs: Sequence[str], wanted: Wanted) -> list[Chosen]:
+    """The runs that are named and have these labels; where none is named, all of ours in which something runs.
+
+    Raises NotChosenError, UsageError.
+    """
+    if runs:
+        return by_name(folds, runs, wanted)
+    return [one for one in by_labels(folds, wanted) if find.read_events(one.run.place).get("populated")]
 
 
 def runs_of(folds: Iterable[FoldEntry]) -> list[Chosen]:
@@ -76,11 +83,11 @@ def by_labels(folds: Iterable[FoldEntry], wanted: Wanted) -> list[Chosen]:
     return [chosen for chosen in runs_of(mine) if wanted.meets(*chosen)]
 
 
-def by_name(folds: Sequence[FoldEntry], names: Iterable[str], wanted: Wanted) -> list[Chosen]:
+def by_name(folds: Sequence[FoldEntry], runs: Iterable[str], wanted: Wanted) -> list[Chosen]:
     """The runs that are named, each once. Raises NotChosenError, UsageError."""
     everything = runs_of(fold for fold in folds if fold.owner is not None)
     found: dict[str, Chosen] = {}
-    for name in names:
+    for name in runs:
         for chosen in _named(name, folds, everything):
             if not wanted.meets(*chosen):
                 raise NotChosenError(f"{_called(chosen)}: has not these labels")
@@ -95,7 +102,7 @@ def _named(name: str, folds: Sequence[FoldEntry], everything: Sequence[Chosen]) 
             _require_ours(name, fold)
         _require_one(name, [fold.place.path for fold in known])
         return [chosen for chosen in everything if chosen.fold.place.path == known[0].place.path]
-    start = name.removeprefix(RUN_PREFIX)
+    start = name.removeprefix(names.RUN_PREFIX)
     if name.startswith("/"):
         matches = [chosen for chosen in everything if chosen.run.place.path == name]
     elif _ID.fullmatch(start) is None:
@@ -125,4 +132,4 @@ def _require_ours(name: str, fold: FoldEntry) -> None:
 
 
 def _called(chosen: Chosen) -> str:
-    return RUN_PREFIX + chosen.run.run_id
+    return names.run(chosen.run.run_id)
