@@ -148,16 +148,45 @@ _LATE = frozenset({"argv", "stdout_stream", "stderr_stream", "usage", "events", 
 class Late(Protocol):
     """Where a Result gets what it is asked for later, if ever: a method for each field, called at most once."""
 
-    def argv(self) -> list[str]: ...  # noqa: D102
-    def stdout_stream(self) -> Stream: ...  # noqa: D102
-    def stderr_stream(self) -> Stream: ...  # noqa: D102
-    def usage(self) -> Usage: ...  # noqa: D102
-    def events(self) -> dict[str, Any]: ...  # noqa: D102
-    def limits(self) -> dict[str, dict[str, Any]]: ...  # noqa: D102
-    def receipt(self) -> Receipt: ...  # noqa: D102
-    def placement(self) -> Placement: ...  # noqa: D102
-    def error(self) -> dict[str, Any] | None: ...  # noqa: D102
-    def limit_hit(self) -> float | None: ...  # noqa: D102
+    def argv(self) -> list[str]:
+        """What was executed."""
+        ...
+
+    def stdout_stream(self) -> Stream:
+        """The figures of its output."""
+        ...
+
+    def stderr_stream(self) -> Stream:
+        """The figures of its other output."""
+        ...
+
+    def usage(self) -> Usage:
+        """What the tree used."""
+        ...
+
+    def events(self) -> dict[str, Any]:
+        """What its limits did."""
+        ...
+
+    def limits(self) -> dict[str, dict[str, Any]]:
+        """What was asked, applied, missing."""
+        ...
+
+    def receipt(self) -> Receipt:
+        """What the clean-up met, and did."""
+        ...
+
+    def placement(self) -> Placement:
+        """Where it ran."""
+        ...
+
+    def error(self) -> dict[str, Any] | None:
+        """What went wrong beside the command."""
+        ...
+
+    def limit_hit(self) -> float | None:
+        """The time limit that ended it, in seconds."""
+        ...
 
 
 class Result:  # noqa: PLW1641  # it can be changed, so it has no hash

@@ -65,7 +65,7 @@ class Guard:
             null = clear_of_stdio(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
             path = os.fsencode("PATH=" + os.defpath)
             child = start_orphan([b"/bin/sh", *map(os.fsencode, words)], [path], (reads, null, null))
-            self.pid, self.fd = child.pid, child.take_pidfd()
+            self.pid, self.fd = child.pid, clear_of_stdio(child.take_pidfd())
         except BaseException:
             self.end()
             raise
