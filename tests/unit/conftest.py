@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from pinfold.cgroup.files import Hierarchy
 from pinfold.cgroup.places import Place
+from pinfold.result import Events, Placement, Receipt, Result, Stream, Usage
 
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", os.path.join(tempfile.gettempdir(), "pinfold-hypothesis"))
 settings.register_profile("unit", deadline=None, database=None, print_blob=True, max_examples=60)
@@ -103,3 +104,37 @@ def cgroups(tmp_path, monkeypatch):
     fake = FakeCgroups(root)
     monkeypatch.setattr(os, "write", fake.write)
     return fake
+
+
+class Facts:
+    """What a Result is asked for later, known from the start; counts how often it was asked for each."""
+
+    def __init__(self, **facts):
+        self.facts, self.asked = facts, []
+
+    def __getattr__(self, name):
+        if name.startswith("_") or name not in self.facts:
+            raise AttributeError(name)
+        return lambda: self.asked.append(name) or self.facts[name]
+
+
+@pytest.fixture(scope="session")
+def a_result():
+    """`a_result(outcome="lost", usage=Usage(1))`: the Result of a run that went well, but for these facts."""
+
+    def make(**changes):
+        said = {
+            "args": ["sh"], "outcome": "exited", "returncode": 0, "pid": 4711, "run_id": "abc", "duration": 1.5,
+            "started_at": 0.0, "stdout": None, "stderr": None, "guarantee": "cooperative",
+        }  # fmt: skip
+        later = {
+            "argv": ["sh"], "stdout_stream": Stream(), "stderr_stream": Stream(), "usage": Usage(),
+            "events": Events()._asdict(), "limits": {"asked": {}, "applied": {}, "missing": {}},
+            "receipt": Receipt(True, 0, [], 0, None, 0, False, [], True, [], []),
+            "placement": Placement("cgroupfs", "/base/run-abc"), "error": None, "limit_hit": None,
+        }  # fmt: skip
+        said |= {name: value for name, value in changes.items() if name not in later}
+        later |= {name: value for name, value in changes.items() if name in later}
+        return Result(**said, late=Facts(**later))
+
+    return make

@@ -11,17 +11,8 @@ import pytest
 
 import pinfold
 from pinfold import errors, run_errors
-from pinfold.result import Placement, Receipt, Result
 
 ENOENT = OSError(errno.ENOENT, "No such file or directory")
-
-
-def a_result(outcome="exited", returncode=3):
-    return Result(
-        args=["sh"], argv=["sh"], outcome=outcome, returncode=returncode, pid=1, run_id="r", started_at=0.0,
-        duration=0.0, placement=Placement("cgroupfs", "/x"), guarantee="cooperative",
-        receipt=Receipt(True, 0, [], 0, None, 0, False, [], True, [], []),
-    )  # fmt: skip
 
 
 EXAMPLES = [
@@ -34,11 +25,12 @@ EXAMPLES = [
     errors.SpawnError("cwd", errno.ENOENT, "'sh'", "the directory is '/x'"),
     errors.CommandNotFound("exec", errno.ENOENT, "'nope'", "not found on PATH '/bin'"),
     errors.CommandNotExecutable("exec", errno.EACCES, "'/etc'", "it is a directory"),
-    run_errors.TimeoutExpired(a_result("timed_out", -9), 2.0),
-    run_errors.CommandFailed(a_result()),
     errors.UnitError("x.scope", "start", "the job failed", "see the journal"),
 ]
-examples = pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+OF_A_RESULT = {
+    run_errors.TimeoutExpired: lambda a_result: run_errors.TimeoutExpired(a_result(outcome="timed_out"), 2.0),
+    run_errors.CommandFailed: lambda a_result: run_errors.CommandFailed(a_result(returncode=3)),
+}
 
 
 def test_there_is_an_example_of_every_error():
@@ -47,7 +39,7 @@ def test_there_is_an_example_of_every_error():
         for kind in {**vars(errors), **vars(run_errors)}.values()
         if isinstance(kind, type) and issubclass(kind, errors.Error)
     }
-    assert public - {type(error) for error in EXAMPLES} == {errors.Error, run_errors.RunError}
+    assert public - {type(error) for error in EXAMPLES} - set(OF_A_RESULT) == {errors.Error, run_errors.RunError}
 
 
 @pytest.mark.parametrize(
@@ -90,13 +82,17 @@ def test_an_error_has_the_exit_code_of_the_contract(kind, code):
         (errors.CgroupError("rmdir", "/x", ENOENT), "rmdir /x: No such file or directory"),
         (EXAMPLES[6], "cannot run 'sh': cwd: No such file or directory (the directory is '/x')"),
         (errors.SpawnError("clone", errno.EAGAIN, "'sh'"), "cannot run 'sh': clone: Resource temporarily unavailable"),
-        (EXAMPLES[11], "start x.scope: the job failed (see the journal)"),
-        (EXAMPLES[10], "Command '['sh']' returned non-zero exit status 3."),
+        (EXAMPLES[9], "start x.scope: the job failed (see the journal)"),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_the_message_says_what_was_done_and_what_happened(error, text):
     assert str(error) == text
+
+
+def test_the_message_of_a_failed_command_is_that_of_subprocess(a_result):
+    failed = OF_A_RESULT[run_errors.CommandFailed](a_result)
+    assert str(failed) == "Command '['sh']' returned non-zero exit status 3."
 
 
 def test_the_facts_are_attributes():
@@ -111,10 +107,11 @@ def test_an_errno_without_a_name_is_its_number():
     assert errors.SpawnError("clone", 9999, "'sh'").errno_name == "9999"
 
 
-@examples
+@pytest.mark.parametrize("example", [*EXAMPLES, *OF_A_RESULT.values()], ids=lambda example: type(example).__name__)
 @pytest.mark.parametrize("again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy], ids=["pickle", "copy"])
-def test_an_error_survives_the_way_to_another_process(error, again):
+def test_an_error_survives_the_way_to_another_process(a_result, example, again):
     """A process pool whose worker raises what cannot be unpickled breaks, or hangs (multiprocessing.Pool)."""
+    error = example if isinstance(example, Exception) else example(a_result)
     other = again(error)
     assert type(other) is type(error)
     assert str(other) == str(error)

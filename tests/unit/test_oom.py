@@ -30,7 +30,7 @@ def texts(kernel="6.1", *, tree, local):
 
 
 @pytest.fixture
-def ancestors(cgroups):
+def above(cgroups):
     """The cgroups over the run; each with the OOM kills at its own limit before it began."""
     cgroups.add("/", cgroup_type=None)
     for path, count in (("/tenant.slice", 3), ("/tenant.slice/jobs", 0), ("/tenant.slice/jobs/runs", 0)):

@@ -6,19 +6,10 @@ import pytest
 
 from pinfold.cli import render
 from pinfold.cli.run import exit_status
-from pinfold.result import Events, Placement, Receipt, Result, Stuck, Usage
+from pinfold.result import Events, Placement, Receipt, Stuck, Usage
 
 CLEAN = Receipt(True, 0, [], 0, None, 0, False, [], True, [], [])
 VICTIM = {"pid": 737, "comm": "python3"}
-
-
-def a_result(**changes):
-    fields = {
-        "args": ["x"], "argv": ["x"], "outcome": "exited", "returncode": 0, "pid": 4711, "run_id": "abc",
-        "started_at": 0.0, "duration": 1.5, "placement": Placement("cgroupfs", "/base/run-abc"), "receipt": CLEAN,
-        "guarantee": "cooperative",
-    }  # fmt: skip
-    return Result(**{**fields, **changes})
 
 
 def limits(asked, applied=None, missing=None):
@@ -39,8 +30,8 @@ LIMIT = limits({"memory_max": 64 << 20}, {"memory_max": 64 << 20, "memory_oom_gr
         (Events(0, 0, stall=True), "killed, as it was stuck at its memory limit (64.0 MiB) after 1.50 s"),
     ],
 )  # fmt: skip
-def test_a_run_that_ended_for_its_memory_is_told_with_limit_and_process(events, line):
-    result = a_result(outcome="oom_killed", returncode=-9, events=events, limits=LIMIT)
+def test_a_run_that_ended_for_its_memory_is_told_with_limit_and_process(a_result, events, line):
+    result = a_result(outcome="oom_killed", returncode=-9, events=events._asdict(), limits=LIMIT)
     assert render.the_line(result) == line
     assert exit_status(result) == 137
 
@@ -64,24 +55,24 @@ def test_a_run_that_ended_for_its_memory_is_told_with_limit_and_process(events, 
     ],
 )
 def test_a_kill_for_memory_that_was_not_the_end_is_told_with_whose_limit_it_was(
-    outcome, returncode, begins, by, cgroup, told
+    a_result, outcome, returncode, begins, by, cgroup, told
 ):
     events = Events(1, 1, None, by, cgroup, VICTIM)
-    result = a_result(outcome=outcome, returncode=returncode, events=events, limits=LIMIT)
+    result = a_result(outcome=outcome, returncode=returncode, events=events._asdict(), limits=LIMIT)
     assert render.the_line(result) == f"{begins}; the kernel killed processes of it {told}"
 
 
 @pytest.mark.parametrize("events", [Events(), Events(0, 0, 0), Events(oom=3, oom_kill=0), Events(pids_max=7)], ids=str)
-def test_without_a_kill_nothing_is_said_of_memory(events):
-    assert render.the_line(a_result(events=events)) is None
+def test_without_a_kill_nothing_is_said_of_memory(a_result, events):
+    assert render.the_line(a_result(events=events._asdict())) is None
 
 
-def test_a_limit_that_was_not_applied_is_not_named():
-    result = a_result(outcome="oom_killed", returncode=-9, events=OWN, limits=limits({"memory_max": 1}, {}))
+def test_a_limit_that_was_not_applied_is_not_named(a_result):
+    result = a_result(outcome="oom_killed", returncode=-9, events=OWN._asdict(), limits=limits({"memory_max": 1}, {}))
     assert render.the_line(result).startswith("killed at its memory limit, in ")
 
 
-def test_details_list_limits_in_force_and_those_that_are_not():
+def test_details_list_limits_in_force_and_those_that_are_not(a_result):
     result = a_result(limits=limits(
         {"memory_max": 1 << 20, "pids_max": 5, "io_weight": 7}, {"memory_max": 1 << 20, "pids_max": 5},
         {"io_weight": "no such file"},
@@ -91,13 +82,13 @@ def test_details_list_limits_in_force_and_those_that_are_not():
     assert "limit io_weight NOT in force: no such file" in found
 
 
-def test_details_say_where_nothing_of_what_was_asked_is_in_force():
+def test_details_say_where_nothing_of_what_was_asked_is_in_force(a_result):
     found = render.details(a_result(limits=limits({"pids_max": 5}, {}, {"pids_max": "why"})))
     assert "limits in force: none" in found
     assert "limit pids_max NOT in force: why" in found
 
 
-def test_details_of_a_run_without_limits_have_no_word_of_them():
+def test_details_of_a_run_without_limits_have_no_word_of_them(a_result):
     assert not [line for line in render.details(a_result()) if "limit" in line]
 
 
@@ -110,13 +101,13 @@ def test_details_of_a_run_without_limits_have_no_word_of_them():
     ],
     ids=["cgroupfs", "systemd"],
 )  # fmt: skip
-def test_details_say_where_it_ran_and_why_there(placement, lines):
+def test_details_say_where_it_ran_and_why_there(a_result, placement, lines):
     found = render.details(a_result(placement=placement))
     assert found[: len(lines)] == lines
     assert found[len(lines)].startswith("receipt: ")
 
 
-def test_details_tell_what_was_used_and_what_nobody_knows():
+def test_details_tell_what_was_used_and_what_nobody_knows(a_result):
     found = render.details(a_result(usage=Usage(1_500_000, 1_000_000, None, 3 << 20)))
     assert found[-1] == (
         "usage: cpu 1.50 s, user 1.00 s, memory peak 3.0 MiB (this host does not tell: system, pids peak)"
@@ -133,7 +124,7 @@ def test_details_tell_what_was_used_and_what_nobody_knows():
         (Stuck(7), "? (7)"),
     ],
 )
-def test_what_could_not_be_killed_is_named_with_its_holder(stuck, said):
+def test_what_could_not_be_killed_is_named_with_its_holder(a_result, stuck, said):
     receipt = CLEAN._replace(emptied=False, removed=False, stuck_pids=[7], stuck_processes=[stuck])
     line = render.the_line(a_result(outcome="canceled", returncode=-9, receipt=receipt))
     assert f"; could not be killed: {said}; its cgroup /base/run-abc could not be removed (" in line

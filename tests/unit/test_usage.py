@@ -134,9 +134,10 @@ PSI = ("cpu.pressure", "memory.pressure", "io.pressure")
     ],
 )  # fmt: skip
 def test_only_the_files_of_controllers_that_are_there_are_read(controllers, files):
-    assert set(usage.files(frozenset(controllers))) == {"cpu.stat", *PSI, *files}
+    assert set(usage.files(frozenset(controllers), pressure=False)) == {"cpu.stat", *files}
+    assert set(usage.files(frozenset(controllers), pressure=True)) == {"cpu.stat", *PSI, *files}
 
 
 def test_no_file_is_read_twice():
-    every = usage.files(frozenset({"cpu", "memory", "pids", "io"}))
+    every = usage.files(frozenset({"cpu", "memory", "pids", "io"}), pressure=True)
     assert len(every) == len(set(every)) == 11
