@@ -15,7 +15,7 @@ def checked(value: int) -> int:
 
 
 def silent(directory: str) -> None:
-    """A file system in a mount namespace of our own, which never takes a request (fuse(4)): its waiters can be killed."""
+    """A file system in a mount namespace of our own that never takes a request (fuse(4)). Its waiters can be killed."""
     mounted(directory)
     print("ready", flush=True)
 

@@ -69,7 +69,7 @@ def test_a_forked_child_opens_its_own_and_harms_nobody(host):
     found = host("forks")
     assert found["default"] == "child\n"
     assert found["own"] == "own\n"
-    assert "forked" in found["foreign"]
+    assert "opened before fork()" in found["foreign"]
     assert (found["after"], found["receipts"]) == (["parent\n"] * 2, [True, True])
 
 
@@ -111,12 +111,14 @@ def test_an_exception_out_of_a_signal_handler_while_starting_leaves_nothing(host
 def test_without_descriptors_at_its_end_a_run_has_its_result(host):
     found = host("no_descriptors_at_the_end")
     assert (found["outcome"], found["kept"]) == ("timed_out", [True, True])
-    assert found["strays"] >= 1
-    assert set(found["named"]) == {None}
+    assert found["strays"] >= 1 or found["unlisted"] >= 1  # never that there were none
+    assert set(found["named"]) <= {None}
 
 
 def test_a_start_without_descriptors_raises_and_registers_nothing(host):
-    assert host("few_descriptors_start", 4) == [["EMFILE", 0, 0, True]] * 4
+    found = host("few_descriptors_start", 4)
+    assert [[how, registered, quick] for how, registered, _, quick in found] == [["EMFILE", 0, True]] * 4
+    assert {grown for _, _, grown, _ in found} <= {0, 2}  # two are the loop of the fold, for the next start
 
 
 def test_a_forked_worker_of_multiprocessing_leaves_no_cgroup(host):

@@ -200,20 +200,25 @@ class _OnceError(BaseException):
 
 
 MOMENTS = [
-    "pinfold.cgroup.kill.freeze",
-    "pinfold.runs.strays.describe",
-    "pinfold.cgroup.group.Cgroup.pids",
+    "pinfold.cgroup.group.Cgroup.list_pids",
     "pinfold.cgroup.group.Cgroup.kill",
     "pinfold.cgroup.group.Cgroup.populated",
     "pinfold.cgroup.group.Cgroup.read_accounts",
-    "pinfold.cgroup.group.Cgroup.open_accounts",
-    "pinfold.cgroup.group.Cgroup.remove",
+    "pinfold.cgroup.group.Cgroup.remove_until",
+    "pinfold.cgroup.kill.signal_each",
     "pinfold.backend.cgroupfs.CgroupfsBackend.prepare",
+    "pinfold.runs.strays.Naming.__init__",
     "pinfold.runs.pipes.Capture.ready",
     "pinfold.runs.pipes.Capture.watch",
-    "pinfold.runs.pipes.Poller.wait",
-    "pinfold.runs.supervision.Supervision._arm",
-    "pinfold.runs.supervision.reap",
+    "pinfold.runs.loop.Loop._wait",
+    "pinfold.runs.loop.Loop.aside",
+    "pinfold.runs.lifecycle.Lifecycle.on",
+    "pinfold.runs.supervise.Supervision.attach",
+    "pinfold.runs.supervise.Supervision._let_go",
+    "pinfold.runs.supervise.Supervision._look_for_exit",
+    "pinfold.runs.supervise.Supervision._reap",
+    "pinfold.runs.supervise.Supervision._give_back",
+    "pinfold.spawn.start.start",
 ]
 
 

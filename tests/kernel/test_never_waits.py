@@ -1,4 +1,4 @@
-"""Nothing that a command controls is waited for: not its start, not its names, and no run is kept waiting by another."""
+"""Nothing that a command controls is waited for: not its start, not its names; and no run waits for another."""
 
 from __future__ import annotations
 
@@ -179,5 +179,5 @@ def test_in_the_thread_of_a_hundred_runs_nothing_waits(cgroup2, monkeypatch, slo
         for other in others:
             other.kill()
     assert (receipt.strays >= 300, receipt.emptied, receipt.removed) == (True, True, True)
-    # In CPU time, as the machine may do something else meanwhile; cgroup.kill itself takes the kernel a few of these ms.
+    # In CPU time, as the machine may do something else meanwhile. cgroup.kill itself takes a few of these ms.
     assert busy[0][0] < 0.01 * slowness, busy

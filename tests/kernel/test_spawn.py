@@ -342,9 +342,8 @@ def test_umask_core_limit_privileges_and_session_are_the_plain_profiles(report):
     assert found["pid"] == found["sid"] == found["pgid"] != os.getsid(0)
 
 
-def test_the_policy_can_ask_for_other_than_the_plain_profile(report):
-    policy = {"umask": 0o027, "new_session": False, "no_new_privs": False, "core_files": True}
-    found = report(policy=policy)
+def test_other_attributes_than_the_plain_ones_can_be_asked_for(report):
+    found = report(policy={"no_new_privs": False}, umask=0o027, start_new_session=False, core_files=True)
     assert (found["umask"], found["no_new_privs"]) == (0o027, "0")
     assert (found["sid"], found["pgid"]) == (os.getsid(0), os.getpgid(0))
 

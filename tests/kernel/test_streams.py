@@ -223,9 +223,8 @@ def test_up_to_its_output_limit_nothing_is_cut(cgroup2, villain):
     assert (len(result.stdout), result.stdout_stream.truncated) == (70_000, False)
 
 
-def test_a_flood_is_ended_where_the_policy_says_kill(cgroup2):
-    policy = pinfold.Policy(output_exceeded="kill")
-    result = pinfold.run(["yes"], capture_output=True, output_limit="1M", policy=policy, timeout=20)
+def test_a_flood_is_ended_where_the_option_says_kill(cgroup2):
+    result = pinfold.run(["yes"], capture_output=True, output_limit="1M", output_exceeded="kill", timeout=20)
     assert (result.outcome, result.returncode, result.limit_hit) == ("output_exceeded", -9, None)
     assert len(result.stdout) == 1 << 20
     assert result.receipt.emptied

@@ -138,16 +138,17 @@ def test_an_exit_at_the_moment_of_the_timeout_has_one_consistent_story(cgroup2):
 
 
 def test_a_timer_that_falls_due_while_the_run_ends_harms_nobody(cgroup2, monkeypatch):
-    """The end and a timer in one turn: the epoll of an ended run is closed."""
-    from pinfold.runs.pipes import Poller
+    """The end and a timer in one turn."""
+    from pinfold.runs.loop import Loop
 
-    real = Poller.wait
+    real = Loop._wait
 
-    def late(self, timeout):
-        real(self, timeout)
+    def late(self, seconds):
+        ready = real(self, seconds)
         time.sleep(0.02)  # as a busy machine does: now every timer is due
+        return ready
 
-    monkeypatch.setattr(Poller, "wait", late)
+    monkeypatch.setattr(Loop, "_wait", late)
     for limit in (0.01, 0.02, 0.03, 5):
         result = pinfold.run(["sh", "-c", "setsid sleep 60 & sleep 0.02"], timeout=limit, capture_output=True)
         assert result.receipt.removed
@@ -222,7 +223,7 @@ def test_a_thread_that_cannot_be_started_leaves_no_command_behind(cgroup2, monke
 
     with pinfold.Fold() as fold:
         monkeypatch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(pinfold.Error, match="no thread for the run"):
+        with pytest.raises(pinfold.Error, match="no thread for the started runs"):
             fold.start(["sleep", "60"], stdout=pinfold.PIPE)
         monkeypatch.undo()
         base = cgroup2 / fold.path.rpartition("/")[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 
@@ -143,10 +143,10 @@ def test_after_a_kill_it_looks_often_at_first():
         if event is e.LOOK:
             looks.append(now)
         life.on(event, now)
-    pauses = [b - a for a, b in zip(looks, looks[1:], strict=False)]
+    pauses = [later - sooner for sooner, later in pairwise(looks)]
     assert pauses[0] == pytest.approx(lifecycle.LOOK_FIRST)
     assert pauses[-1] == pytest.approx(lifecycle.LOOK_LAST)
-    assert all(later >= sooner - 1e-9 for sooner, later in zip(pauses, pauses[1:], strict=False))
+    assert all(later >= sooner - 1e-9 for sooner, later in pairwise(pauses))
 
 
 def test_stronger_means_come_in_rounds_that_grow_until_it_gives_up():

@@ -361,6 +361,11 @@ WRONG_ROWS = {
 }
 
 
+def bring_to_its_end_and_check(driver):
+    driver.bring_to_its_end()
+    check(driver.trace)
+
+
 def wrong_table(rows, **options):
     wrong = {state: dict(row) for state, row in table(**options).items()}
     for (state, event), step in rows.items():
@@ -378,9 +383,7 @@ def test_a_wrong_table_is_caught(breach):
     driver.world.answers = lambda: False
     driver.queue.append(Event.TIMED_OUT)
     with pytest.raises(LawBroken, match=breach):
-        driver.bring_to_its_end()
-        check(driver.trace)
-        raise AssertionError(driver.trace)
+        bring_to_its_end_and_check(driver)
 
 
 def test_a_state_without_a_deadline_is_caught(monkeypatch):
