@@ -482,7 +482,8 @@ def no_descriptors_at_the_end(_: str = ""):
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     receipt = result.receipt
-    return {"outcome": result.outcome, "strays": receipt.strays, "unlisted": receipt.unlisted_cgroups, "named": [s.comm for s in receipt.stray_processes],
+    return {"outcome": result.outcome, "strays": receipt.strays,
+            "unlisted": receipt.unlisted_cgroups, "named": [s.comm for s in receipt.stray_processes],
             "kept": [receipt.emptied, receipt.removed]}  # fmt: skip
 
 

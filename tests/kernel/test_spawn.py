@@ -8,14 +8,18 @@ import json
 import os
 import resource
 import signal
-import struct
 import subprocess
+import sys
 import threading
 
 import pytest
 
 import pinfold
-from pinfold.spawn import _spawn
+from pinfold.command import PLAIN, TRANSPARENT, Identity
+from pinfold.runs import request
+from pinfold.spawn import lent
+from pinfold.spawn._spawn import Child, prctl
+from pinfold.spawn.steps import HELPER, compose, descriptors, rlimit
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: user=")
 SUBSETS = [numbers for n in (1, 2, 3) for numbers in itertools.combinations((0, 1, 2), n)]
@@ -162,33 +166,173 @@ def test_becoming_another_user_without_privilege_says_which_step(host, delegated
     assert (found["self"], found["plain"]) == ("65534", "65534")
 
 
+BAD_LIMITS = [rlimit(9999, 0, 0), rlimit(resource.RLIMIT_NOFILE, 2, 1)]
+
+
+def composed(cwd=None, **attributes):
+    """Steps with these attributes."""
+    return compose(PLAIN._replace(**attributes), cwd, (), Identity(), no_new_privs=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "step", "number"),
     [
         ({"fds": (9999, -1, -1)}, "fds", errno.EBADF),
-        ({"cwd": b"/nowhere/at/all"}, "cwd", errno.ENOENT),
-        ({"rlimits": struct.pack("=3Q", 9999, 0, 0)}, "rlimits", errno.EINVAL),
-        ({"rlimits": struct.pack("=3Q", resource.RLIMIT_NOFILE, 2, 1)}, "rlimits", errno.EINVAL),
+        ({"steps": composed(b"/nowhere/at/all")}, "cwd", errno.ENOENT),
+        ({"steps": BAD_LIMITS[0]}, "rlimits", errno.EINVAL),
+        ({"steps": BAD_LIMITS[1]}, "rlimits", errno.EINVAL),
+        ({"steps": composed(keep_fds=(9999,))}, "fds", errno.EBADF),
+        ({"steps": composed(new_session=False, process_group=2**30)}, "session", errno.EPERM),
         ({"paths": [b"/nowhere"]}, "exec", errno.ENOENT),
         ({"cgroup": 9999}, "clone", errno.EBADF),
     ],
-    ids=lambda value: value if isinstance(value, str) else None,
+    ids=["fds", "cwd", "no such limit", "soft above hard", "kept fd", "process group", "exec", "cgroup"],
 )
-def test_the_step_that_refuses_is_named_with_its_errno_and_no_child_is_left(cgroup2, changes, step, number):
-    """session, umask and no_new_privs cannot be made to fail; groups, gid and uid have the test above."""
+@pytest.mark.parametrize("detach", [0, 3], ids=["copied table", "shared table"])
+def test_the_step_that_refuses_is_named_with_its_errno_and_no_child_is_left(cgroup2, changes, step, number, detach):
+    """umask and no_new_privs cannot be made to fail; groups, gid and uid have the test above."""
     directory = os.open(cgroup2, os.O_RDONLY)
-    born: list[tuple[int, int, bool]] = []
-    given = {
-        "argv": [b"true"], "paths": [b"/bin/true"], "env": [], "cwd": None, "fds": (-1, -1, -1), "cgroup": directory,
-        "new_session": True, "umask": 0o22, "rlimits": b"", "groups": None, "gid": -1, "uid": -1, "no_new_privs": True,
-        "keep_ignored": 0, "orphan": False, "born": born,
-    }  # fmt: skip
+    given = {"fds": (-1, -1, -1), "steps": b"", "paths": [b"/bin/true"], "cgroup": directory, **changes}
+    detach = 0 if max(given["fds"]) > 2 else detach
+    child = Child()
     try:
-        with pytest.raises(OSError) as caught:
-            _spawn.spawn(*{**given, **changes}.values())
+        steps = descriptors(*given["fds"]) + given["steps"]
+        child.start([b"true"], given["paths"], [], steps, given["cgroup"], detach)
+        assert child.wait_exec(10)
+        failed = child.failure()
+        if child.pid > 0:
+            assert os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT | 0x40000000)  # __WALL
+            assert child.reap() == 127
     finally:
+        child.close()
         os.close(directory)
-    assert (caught.value.errno, caught.value.strerror, born) == (number, step, [])
+    assert failed[:2] == (number, step)
+    assert failed[2] == (given["paths"][0] if step == "exec" else None)
+
+
+def test_what_is_started_shares_nothing_once_it_has_execed(cgroup2):
+    directory, child = os.open(cgroup2, os.O_RDONLY), Child()
+    try:
+        child.start([b"sleep", b"60"], [b"/bin/sleep"], [], descriptors(-1, -1, -1) + HELPER, directory, 3)
+        assert child.wait_exec(10)
+        assert child.wait_detached(0)
+        assert (child.failure(), child.reap()) == (None, None)
+        assert {"0", "1", "2"} <= set(os.listdir(f"/proc/{child.pid}/fd"))
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        assert os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+        assert child.reap() == -9
+    finally:
+        child.close()
+        os.close(directory)
+
+
+def test_a_child_is_started_once(cgroup2):
+    directory, child = os.open(cgroup2, os.O_RDONLY), Child()
+    try:
+        child.start([b"true"], [b"/bin/true"], [], descriptors(-1, -1, -1), directory, 3)
+        with pytest.raises(RuntimeError, match="started already"):
+            child.start([b"true"], [b"/bin/true"], [], descriptors(-1, -1, -1), directory, 3)
+        assert os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+        assert child.reap() == 0
+    finally:
+        child.close()
+        os.close(directory)
+
+
+# ---- what it inherits ----------------------------------------------------------------------------------------
+
+SAYS = """
+import json, os, resource
+status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
+umask = os.umask(0)
+group = [os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid()]
+fds = sorted(map(int, os.listdir("/proc/self/fd")))[:-1]
+print(json.dumps([status["SigBlk"], status["SigIgn"], umask, group, resource.getrlimit(resource.RLIMIT_CORE), fds]))
+"""
+
+
+def test_transparent_attributes_are_what_subprocess_gives(cgroup2):
+    argv = [sys.executable, "-I", "-S", "-c", SAYS]
+    before, blocked = signal.signal(signal.SIGUSR2, signal.SIG_IGN), signal.pthread_sigmask(signal.SIG_BLOCK, [10])
+    try:
+        there = subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout
+        wanted = request.plan(argv, stdout=pinfold.PIPE, policy={"no_new_privs": False})
+        command = wanted.command._replace(attributes=TRANSPARENT)
+        steps = compose(TRANSPARENT, None, (), Identity(), no_new_privs=False)
+        with pinfold.Fold() as fold:
+            ours = fold.carry_out(wanted._replace(command=command, steps=steps)).stdout
+            plain = fold.run(argv, stdout=pinfold.PIPE).stdout
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    assert json.loads(ours) == json.loads(there)
+    assert json.loads(plain)[:2] != json.loads(there)[:2], "the control: plain resets them"
+
+
+def test_descriptors_that_are_passed_on_are_all_that_it_gets(cgroup2):
+    pipes = [os.pipe() for _ in range(3)]
+    passed = [pipes[0][1], pipes[2][0]]
+    try:
+        argv = [sys.executable, "-I", "-S", "-c", SAYS]
+        result = pinfold.run(argv, capture_output=True, pass_fds=passed)
+    finally:
+        for ends in pipes:
+            os.close(ends[0])
+            os.close(ends[1])
+    # Listing them takes one more, the last or one in between.
+    assert {0, 1, 2, *passed} >= set(json.loads(result.stdout)[-1]) - {3, 4, 5}
+    assert set(passed) <= {*json.loads(result.stdout)[-1], max(passed)}
+
+
+@pytest.mark.parametrize("fds", [[-1], ["1"], [9999], [True]])
+def test_what_cannot_be_passed_on_is_refused(cgroup2, fds):
+    with pytest.raises(pinfold.UsageError, match="pass_fds"):
+        pinfold.run(["true"], pass_fds=fds)
+
+
+# ---- a program that holds many descriptors -------------------------------------------------------------------
+
+
+def test_in_a_program_with_many_descriptors_a_command_gets_low_numbers_and_gives_them_back(cgroup2):
+    with pinfold.Fold() as fold:
+        free = sorted(lent._free)
+        assert free
+        assert all(fd < lent.LOW for fd in free)
+        many = [os.open("/dev/null", os.O_RDONLY) for _ in range(300)]
+        try:
+            for _ in range(3):
+                result = fold.run(["cat"], input=b"x" * 100_000, capture_output=True, timeout=20)
+                assert (len(result.stdout), result.receipt.pipe_held) == (100_000, False)
+            with fold.start(["cat"], stdin=pinfold.PIPE, stdout=pinfold.PIPE, timeout=20) as run:
+                assert run.communicate(b"abc")[0] == b"abc"
+            lent.take_back()
+            assert (sorted(lent._free), list(lent._out)) == (free, [])
+            assert {os.readlink(f"/proc/self/fd/{fd}") for fd in free} == {"/dev/null"}
+        finally:
+            for fd in many:
+                os.close(fd)
+
+
+def test_our_standard_descriptors_stay_as_they_were(cgroup2):
+    """The table is shared with each child until it has its own."""
+    before = [os.fstat(fd)[:3] for fd in (0, 1, 2)]
+    with pinfold.Fold() as fold:
+        for _ in range(50):
+            fold.run(["sh", "-c", "exec 0<&- 1<&- 2<&-; exit 0"], stdin=pinfold.DEVNULL, capture_output=True)
+    assert [os.fstat(fd)[:3] for fd in (0, 1, 2)] == before
+
+
+@root_only
+def test_whether_our_memory_may_be_dumped_is_as_before(cgroup2):
+    get_dumpable = 3  # prctl(2)
+    before = prctl(get_dumpable, 0)
+    for _ in range(5):
+        assert pinfold.run(["true"], user=65534, group=65534).ok
+        assert prctl(get_dumpable, 0) == before
+    with pinfold.start(["sleep", "60"], user=65534, group=65534) as run:
+        pinfold.run(["true"], user=65534, group=65534)
+        assert prctl(get_dumpable, 0) == before
+        run.kill()
 
 
 def test_start_raises_what_run_raises(cgroup2):
