@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -41,6 +43,21 @@ def held(tmp_path):
     os.close(directory)
 
 
+@pytest.fixture(params=["openat2", "openat2 is refused", "without the extension"])
+def way(request, monkeypatch):
+    """How files are opened: by the kernel's own checks, or where it does not have them."""
+
+    def refused(*_):
+        raise OSError(errno.EPERM, "refused by a seccomp filter")
+
+    if request.param == "openat2 is refused":
+        monkeypatch.setattr(
+            files, "_door", SimpleNamespace(open_in=refused, read_in=refused, reread=files._door.reread)
+        )
+    elif request.param == "without the extension":
+        monkeypatch.setattr(files, "_door", None)
+
+
 def test_a_file_is_opened_below_the_held_directory_and_is_not_inherited(held, tmp_path):
     hierarchy, directory = held
     (tmp_path / "cgroup.events").write_text(CGROUP_EVENTS)
@@ -54,6 +71,7 @@ def test_a_file_is_opened_below_the_held_directory_and_is_not_inherited(held, tm
 
 
 @pytest.mark.parametrize("name", ["a/b", "/etc/passwd", "../x", "a/", "/", "", "."])
+@pytest.mark.usefixtures("way")
 def test_a_name_of_more_than_one_component_is_refused(held, name):
     hierarchy, directory = held
     with pytest.raises(UsageError, match="must be a single component"):
@@ -61,6 +79,7 @@ def test_a_name_of_more_than_one_component_is_refused(held, name):
 
 
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, DIRECTORY])
+@pytest.mark.usefixtures("way")
 def test_a_symlink_is_never_followed(held, tmp_path, flags):
     hierarchy, directory = held
     (tmp_path / "real").mkdir()
@@ -69,16 +88,37 @@ def test_a_symlink_is_never_followed(held, tmp_path, flags):
         hierarchy.open(directory, "link", flags)
 
 
-def test_what_lies_on_another_filesystem_is_refused_and_not_left_open(held, tmp_path):
-    _hierarchy, directory = held
-    (tmp_path / "file").write_text("")
-    other = Hierarchy(tmp_path.stat().st_dev + 1)
-    with pytest.raises(UsageError, match="file: is not on the cgroup2 filesystem"):
-        other.open(directory, "file", os.O_RDONLY)
+@pytest.mark.usefixtures("way")
+def test_what_is_mounted_over_an_entry_is_refused_and_not_left_open():
+    root = Hierarchy(os.stat("/").st_dev)
+    directory = root.open_root("/")
+    try:
+        for access in (lambda: root.open(directory, "proc", DIRECTORY), lambda: root.read(directory, "proc")):
+            with pytest.raises(UsageError, match="proc: is not on the cgroup2 filesystem"):
+                access()
+    finally:
+        os.close(directory)
+
+
+def test_a_root_on_another_filesystem_is_refused_and_not_left_open(held, tmp_path):
+    hierarchy, _directory = held
     with pytest.raises(UsageError, match="is not on the cgroup2 filesystem"):
-        other.open_root(str(tmp_path))
+        Hierarchy(tmp_path.stat().st_dev + 1).open_root(str(tmp_path))
     with pytest.raises(UsageError, match="is not on the cgroup2 filesystem"):
-        _hierarchy.open_root("/proc")
+        hierarchy.open_root("/proc")
+
+
+@pytest.mark.usefixtures("way")
+def test_a_file_is_read_whole_in_every_way(held, tmp_path):
+    hierarchy, directory = held
+    for text in ("", CGROUP_EVENTS, "x" * 4096, "y" * 10_000):
+        (tmp_path / "file").write_text(text)
+        assert hierarchy.read(directory, "file") == text
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        hierarchy.read(directory, "link")
+    with pytest.raises(FileNotFoundError):
+        hierarchy.read(directory, "none")
 
 
 def test_what_is_not_there_is_an_os_error(held):

@@ -283,8 +283,8 @@ def test_it_has_ended_where_the_host_program_has_taken_its_status(subreaper, sta
 
 
 def test_it_is_not_started_where_there_is_no_shell_and_leaves_nothing(monkeypatch):
-    spawn = guard_module.spawn_orphan
-    monkeypatch.setattr(guard_module, "spawn_orphan", lambda argv, *rest: spawn([b"/no-such-shell", *argv[1:]], *rest))
+    start = guard_module.start_orphan
+    monkeypatch.setattr(guard_module, "start_orphan", lambda argv, *rest: start([b"/no-such-shell", *argv[1:]], *rest))
     with pytest.raises(FileNotFoundError):
         Guard(obeys_term=False)
     with pytest.raises(ChildProcessError):
