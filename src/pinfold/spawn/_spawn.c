@@ -16,6 +16,7 @@
 #include <structmember.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
@@ -128,6 +129,20 @@ static void clone_orphan(Child *self)
 			;
 }
 
+/* Out of the way of 0-2, if ours were closed: whoever opens them again would take the pidfd from us. */
+static void clear_of_stdio(Child *self)
+{
+	int low = self->pidfd;
+
+	if (low < 0 || low > 2)
+		return;
+	self->pidfd = fcntl(low, F_DUPFD_CLOEXEC, 3);
+	if (self->pidfd < 0)
+		self->pidfd = low; /* out of descriptors */
+	else
+		close(low);
+}
+
 static void launch(Child *self, int orphan)
 {
 	uint64_t all = ~0ULL;
@@ -148,6 +163,7 @@ static void launch(Child *self, int orphan)
 		}
 		self->pid = pid;
 	}
+	clear_of_stdio(self);
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &self->c.caller_mask, NULL, sizeof all);
 	if (self->pid < 0) {
 		self->c.sharing = 0;
