@@ -1,4 +1,4 @@
-r"""Run a command in a cgroup v2 of its own, and see to it that nothing of it strays.
+r"""Run a command in its own cgroup v2 and leave no process behind.
 
 >>> import pinfold
 >>> result = pinfold.run(["sh", "-c", "setsid sleep 60 & echo started"], capture_output=True, timeout=5)
@@ -6,30 +6,30 @@ r"""Run a command in a cgroup v2 of its own, and see to it that nothing of it st
 (b'started\n', 'exited', 1)
 """
 
-from typing import TYPE_CHECKING, Any
-
-from pinfold.errors import (
-    CgroupError,
-    CommandNotExecutable,
-    CommandNotFound,
-    Error,
-    NoCgroup2,
-    NoSystemd,
-    NotDelegated,
-    SpawnError,
-    UnitError,
-    Unsupported,
-    UsageError,
-)
-from pinfold.policy import Policy
-from pinfold.result import Outcome, Placement, Receipt, Result, Stray, Stream, Usage
-from pinfold.runs.fold import Fold, default_fold, run, start
-from pinfold.runs.run import Run
-from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT
-
+# Names only: each is loaded at its first use. All of them together take longer than many a command.
+TYPE_CHECKING = False  # type checkers take it for true, whatever it says
 if TYPE_CHECKING:
+    from pinfold.errors import (
+        CgroupError,
+        CommandNotExecutable,
+        CommandNotFound,
+        Error,
+        NoCgroup2,
+        NoSystemd,
+        NotDelegated,
+        SpawnError,
+        UnitError,
+        Unsupported,
+        UsageError,
+    )
     from pinfold.limits import Limits
+    from pinfold.others import kill, ps
+    from pinfold.policy import Policy
+    from pinfold.result import Outcome, Placement, Receipt, Result, Stray, Stream, Usage
     from pinfold.run_errors import CommandFailed, RunError, TimeoutExpired
+    from pinfold.runs.fold import Fold, default_fold, run, start
+    from pinfold.runs.run import Run
+    from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT
 
 __version__ = "0.1.0"
 
@@ -37,25 +37,34 @@ __all__ = [
     "DEVNULL", "PIPE", "STDOUT", "CgroupError", "CommandFailed", "CommandNotExecutable", "CommandNotFound", "Error",
     "Fold", "Limits", "NoCgroup2", "NoSystemd", "NotDelegated", "Outcome", "Placement", "Policy", "Receipt", "Result",
     "Run", "RunError", "SpawnError", "Stray", "Stream", "TimeoutExpired", "UnitError", "Unsupported", "Usage",
-    "UsageError", "default_fold", "run", "start",
+    "UsageError", "default_fold", "kill", "ps", "run", "start",
 ]  # fmt: skip
 
-# Imported when they are named: they bring subprocess and dataclasses with them, which take longer than a run.
-_LATE = {
-    "CommandFailed": "pinfold.run_errors",
-    "Limits": "pinfold.limits",
-    "RunError": "pinfold.run_errors",
-    "TimeoutExpired": "pinfold.run_errors",
-}
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+    _MODULES = {
+        "errors": (
+            "CgroupError", "CommandNotExecutable", "CommandNotFound", "Error", "NoCgroup2", "NoSystemd", "NotDelegated",
+            "SpawnError", "UnitError", "Unsupported", "UsageError",
+        ),
+        "limits": ("Limits",),
+        "others": ("kill", "ps"),
+        "policy": ("Policy",),
+        "result": ("Outcome", "Placement", "Receipt", "Result", "Stray", "Stream", "Usage"),
+        "run_errors": ("CommandFailed", "RunError", "TimeoutExpired"),
+        "runs.fold": ("Fold", "default_fold", "run", "start"),
+        "runs.run": ("Run",),
+        "runs.stdio": ("DEVNULL", "PIPE", "STDOUT"),
+    }  # fmt: skip
+    _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
+    def __getattr__(name: str) -> object:
+        """Load a public name, once."""
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'pinfold' has no attribute {name!r}")
+        from importlib import import_module
 
-def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(f"module 'pinfold' has no attribute {name!r}")
-    from importlib import import_module
+        value = globals()[name] = getattr(import_module(f"pinfold.{_MODULE_OF[name]}"), name)
+        return value
 
-    return getattr(import_module(_LATE[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATE})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
