@@ -13,7 +13,7 @@ import pytest
 FAULTY = """
 import sys
 from pinfold.cli import doctor, main, terminal
-from pinfold.runs import fold, supervision
+from pinfold.runs import fold, supervise
 
 def fail(*_arguments, **_options):
     raise eval(sys.argv[3])
@@ -21,9 +21,9 @@ def fail(*_arguments, **_options):
 setattr(eval(sys.argv[1]), sys.argv[2], fail)
 main.main(sys.argv[4:])
 """
-BEFORE = ("fold.Fold", "start")
-DURING = ("terminal.Signals", "_take")  # while signals are passed on
-THREAD = ("supervision.Supervision", "_exited")  # in the thread that looks after the run
+BEFORE = ("fold.Fold", "carry_out")
+DURING = ("terminal.Signals", "_pass_on")  # while signals are passed on
+WHEN_IT_ENDS = ("supervise.Supervision", "_look_for_exit")
 
 
 def faulty(where, error, *arguments, **env):
@@ -72,8 +72,8 @@ def test_exception_while_the_command_runs_leaves_nothing_of_it(cgroup2, tmp_path
     assert not Path(f"/proc/{int(ended.stdout)}").exists()
 
 
-def test_exception_in_a_thread_is_one_line_too(cgroup2):
-    ended = faulty(THREAD, "TypeError('x')", "run", "sh", "-c", "sleep 60 & exit 0")
+def test_exception_at_its_end_is_one_line_too(cgroup2):
+    ended = faulty(WHEN_IT_ENDS, "TypeError('x')", "run", "sh", "-c", "sleep 60 & exit 0")
     assert ended.returncode == 125
     assert one_line(ended) == "TypeError: x"
 
@@ -83,7 +83,7 @@ def test_of_another_subcommand_it_is_2(cgroup2):
     assert (ended.returncode, one_line(ended)) == (2, "TypeError: x")
 
 
-@pytest.mark.parametrize("where", [BEFORE, THREAD])
+@pytest.mark.parametrize("where", [BEFORE, WHEN_IT_ENDS])
 def test_traceback_comes_when_asked_for(cgroup2, where):
     ended = faulty(where, "TypeError('x')", "run", "true", PINFOLD_DEBUG="1")
     assert ended.returncode == 125

@@ -96,6 +96,9 @@ class Supervision:
             scope.cgroup.hold("cpu.stat")  # it must be there, whatever the command does
         self.life.started(self._began)
         self.take(Event.START)
+        if not self._may_leave and ending.pid is not None:  # others may look for it as soon as its caller has it
+            self._record()
+            self.life.look_no_more(Event.RECORD_DUE)
 
     def attach(self) -> None:
         """Have the loop watch it. From here on it belongs to the loop's thread."""
