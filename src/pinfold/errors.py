@@ -11,7 +11,7 @@ Error
     ├── SpawnError (OSError)          a step between clone and exec: step, errno; carries a Result
     │   ├── CommandNotFound (FileNotFoundError)
     │   └── CommandNotExecutable (PermissionError)
-    └── RunError                      `check=True` and the command did not succeed; see unsuccessful.py
+    └── RunError                      `check=True` and the command did not succeed; see run_errors.py
 
 How a command *ended* raises nothing unless `check=True`. `exit_code` is what the command line makes of it.
 """

@@ -1,4 +1,4 @@
-"""The census: which cgroups are taken for folds and runs, and what is said of those that only look so."""
+"""Finding: which cgroups are taken for folds and runs, and what is said of those that only look so."""
 
 from __future__ import annotations
 

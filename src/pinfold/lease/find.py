@@ -1,4 +1,4 @@
-"""The census: every fold and run that the cgroups themselves tell of, whoever made them."""
+"""Finding: every fold and run that the cgroups themselves tell of, whoever made them."""
 
 from __future__ import annotations
 
