@@ -13,8 +13,8 @@ import pytest
 
 import pinfold
 from pinfold.lease import sweep
-from pinfold.runs import lifecycle
-from pinfold.runs.lifecycle import Event, State
+from pinfold.runs import states
+from pinfold.runs.states import Event, State
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount and to trace")
 HOLDERS = Path(__file__).with_name("holders.py")
@@ -52,10 +52,8 @@ def by_tracer(fold, tmp_path):
 @pytest.fixture(params=[by_fuse, by_tracer])
 def held(request, cgroup2, tmp_path, monkeypatch):
     """A fold, its run that cannot end, and who holds it."""
-    sooner = tuple(
-        (event, BOUND if event is Event.GAVE_UP else at) for event, at in lifecycle._DEADLINES[State.KILLING]
-    )
-    monkeypatch.setitem(lifecycle._DEADLINES, State.KILLING, sooner)
+    sooner = tuple((event, BOUND if event is Event.GAVE_UP else at) for event, at in states.DEADLINES[State.KILLING])
+    monkeypatch.setitem(states.DEADLINES, State.KILLING, sooner)
     with pinfold.Fold() as fold, request.param(fold, tmp_path) as (run, holder):
         yield fold, run, holder
 

@@ -8,8 +8,9 @@ from itertools import pairwise, product
 
 import pytest
 
-from pinfold.runs import lifecycle
-from pinfold.runs.lifecycle import CAUSES, Action, Bounds, Event, Lifecycle, State, table
+from pinfold.runs import lifecycle, states
+from pinfold.runs.lifecycle import Lifecycle
+from pinfold.runs.states import CAUSES, Action, Bounds, Event, State, table
 
 s, e, a = State, Event, Action
 GENTLE = {cause for cause, how in CAUSES.items() if how.gentle}
@@ -130,7 +131,7 @@ def test_cpu_time_is_looked_at_when_it_can_be_up_at_the_earliest():
     assert not life.used_cpu(1.0, 2, NOW + 1)
     assert life.deadline == NOW + 1 + 3.0 / 2  # on two CPUs
     assert not life.used_cpu(3.9999, 2, NOW + 2)
-    assert life.deadline == NOW + 2 + lifecycle.LOOK_LAST
+    assert life.deadline == NOW + 2 + states.LOOK_LAST
     assert life.used_cpu(4.0, 2, NOW + 3)
 
 
@@ -144,8 +145,8 @@ def test_after_a_kill_it_looks_often_at_first():
             looks.append(now)
         life.on(event, now)
     pauses = [later - sooner for sooner, later in pairwise(looks)]
-    assert pauses[0] == pytest.approx(lifecycle.LOOK_FIRST)
-    assert pauses[-1] == pytest.approx(lifecycle.LOOK_LAST)
+    assert pauses[0] == pytest.approx(states.LOOK_FIRST)
+    assert pauses[-1] == pytest.approx(states.LOOK_LAST)
     assert all(later >= sooner - 1e-9 for sooner, later in pairwise(pauses))
 
 
@@ -158,9 +159,9 @@ def test_stronger_means_come_in_rounds_that_grow_until_it_gives_up():
         rounds += [now] if event is e.STILL_POPULATED else []
         gave_up = now if event is e.GAVE_UP else None
         life.on(event, now)
-    assert gave_up == NOW + lifecycle.KILL_BOUND
+    assert gave_up == NOW + states.KILL_BOUND
     gaps = [later - sooner for sooner, later in zip([NOW, *rounds], rounds, strict=False)]
-    assert gaps == pytest.approx([lifecycle.KILL_ROUND * (n + 1) for n in range(len(gaps))])
+    assert gaps == pytest.approx([states.KILL_ROUND * (n + 1) for n in range(len(gaps))])
     assert life.rounds == 1 + len(rounds)
 
 
@@ -174,7 +175,7 @@ def test_a_slow_receiver_has_its_time_past_the_timeout():
         if a.LOOK_DRAIN in life.on(event, now):
             life.on(e.SLOW, now)
     assert seen[-1] is e.RECEIVER_OVER
-    assert now == NOW + 3.0 + lifecycle.RECEIVER_BOUND
+    assert now == NOW + 3.0 + states.RECEIVER_BOUND
 
 
 def test_the_answer_of_the_manager_is_waited_for_and_says_more_than_the_loss_of_its_unit():
@@ -184,7 +185,7 @@ def test_the_answer_of_the_manager_is_waited_for_and_says_more_than_the_loss_of_
     life.asking = True
     for event in (e.NAMED, e.EXITED, e.EMPTY, e.DRAINED, e.REMOVED):
         life.on(event, NOW)
-    assert (life.state, life.deadline) == (s.ASKING, NOW + lifecycle.ANSWER_BOUND)
+    assert (life.state, life.deadline) == (s.ASKING, NOW + states.ANSWER_BOUND)
     assert life.on(e.REVOKED, NOW) == (a.END,)
     assert (life.cause, life.outcome(-15)) == (e.REVOKED, "canceled")
 
@@ -196,7 +197,7 @@ def test_without_an_answer_it_ends_all_the_same():
     life.asking = True
     for event in END:
         life.on(event, NOW)
-    assert due_after(life, lifecycle.ANSWER_BOUND) == [e.ANSWER_OVER]
+    assert due_after(life, states.ANSWER_BOUND) == [e.ANSWER_OVER]
     assert life.on(e.ANSWER_OVER, NOW) == (a.END,)
     assert life.outcome(-15) == "signaled"
 
@@ -285,4 +286,4 @@ def test_the_lifecycle_imports_no_clock_and_no_descriptor():
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    assert imported == {"__future__", "enum", "functools", "typing", "pinfold.result", "pinfold.units"}
+    assert imported == {"__future__", "pinfold.result", "pinfold.runs.states", "pinfold.units"}

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from pinfold.runs import lifecycle
-from pinfold.runs.lifecycle import (
+from pinfold.runs.lifecycle import Lifecycle
+from pinfold.runs.states import (
     ANSWER_BOUND,
     CAUSES,
     DRAIN_BOUND,
@@ -28,7 +29,6 @@ from pinfold.runs.lifecycle import (
     Action,
     Bounds,
     Event,
-    Lifecycle,
     State,
     table,
 )
@@ -387,7 +387,7 @@ def test_a_wrong_table_is_caught(breach):
 
 
 def test_a_state_without_a_deadline_is_caught(monkeypatch):
-    monkeypatch.setattr(lifecycle, "_DEADLINES", {})
+    monkeypatch.setattr(lifecycle, "DEADLINES", {})
     driver = Driver(OPTIONS[0], World(lambda: True))
     driver.queue.append(Event.START)
     driver.pump()

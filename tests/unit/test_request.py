@@ -13,8 +13,8 @@ from pinfold.command import PLAIN
 from pinfold.errors import Unsupported, UsageError
 from pinfold.limits import Limits
 from pinfold.policy import Policy
-from pinfold.runs.lifecycle import Bounds
 from pinfold.runs.request import plan, plan_again
+from pinfold.runs.states import Bounds
 from pinfold.runs.stdio import DEVNULL, PIPE, STDOUT, Stdio
 from pinfold.spawn.steps import rlimit
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from pinfold.cli.group_signals import Witness
-from pinfold.runs.lifecycle import Event
 from pinfold.runs.loop import READABLE, Loop
+from pinfold.runs.states import Event
 from pinfold.runs.supervise import Supervision
 from pinfold.spawn._spawn import signalfd
 from pinfold.units import INFINITY

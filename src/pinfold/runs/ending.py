@@ -10,8 +10,8 @@ from pinfold.result import Events, Placement, Stray
 if TYPE_CHECKING:
     from pinfold.backend import Scope
     from pinfold.errors import SpawnError
-    from pinfold.runs.lifecycle import Event
     from pinfold.runs.remains import Remains
+    from pinfold.runs.states import Event
     from pinfold.runs.stdio import Stdio
 
 

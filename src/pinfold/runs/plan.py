@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pinfold.backend import ScopeRequest
 from pinfold.command import Command
 from pinfold.policy import Policy
-from pinfold.runs.lifecycle import Bounds
+from pinfold.runs.states import Bounds
 from pinfold.runs.stdio import StdioPlan
 
 

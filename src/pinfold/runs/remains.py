@@ -14,7 +14,7 @@ from typing import Final
 from pinfold.backend import Backend
 from pinfold.errors import CgroupError
 from pinfold.runs.ending import Ending
-from pinfold.runs.lifecycle import REMOVE_BOUND
+from pinfold.runs.states import REMOVE_BOUND
 
 
 class Remains:

@@ -9,9 +9,9 @@ from pinfold.cgroup.usage import usage
 from pinfold.errors import SpawnError
 from pinfold.result import Events, Placement, Receipt, Result, Stream, Usage
 from pinfold.runs.ending import Ending
-from pinfold.runs.lifecycle import CAUSES
 from pinfold.runs.pipes import Relay
 from pinfold.runs.plan import Plan
+from pinfold.runs.states import CAUSES
 from pinfold.runs.strays import NAMED_AT_MOST, printable, stuck
 
 _STATUS_LOST: Final = (

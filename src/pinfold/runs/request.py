@@ -12,8 +12,8 @@ from pinfold.command import PLAIN, Attributes, Command, own_environment
 from pinfold.errors import UsageError
 from pinfold.labels import checked_labels
 from pinfold.policy import Policy
-from pinfold.runs.lifecycle import Bounds
 from pinfold.runs.plan import Plan
+from pinfold.runs.states import Bounds
 from pinfold.runs.stdio import PIPE, StdioPlan
 from pinfold.spawn.steps import compose
 

@@ -14,12 +14,12 @@ from typing import IO, Any, Final, Self
 
 from pinfold import errors, units
 from pinfold.result import Placement, Result
-from pinfold.runs.lifecycle import Event
 from pinfold.runs.loop import READABLE, Loop, SharedLoop
 from pinfold.runs.pipes import Capture, Feed
 from pinfold.runs.plan import Plan
 from pinfold.runs.report import report
 from pinfold.runs.request import Span
+from pinfold.runs.states import Event
 from pinfold.runs.supervise import Supervision
 
 _EXEC_LOOK: Final = 1.0  # seconds; the loop ends the wait by ending the run
