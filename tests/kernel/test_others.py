@@ -18,6 +18,7 @@ from pinfold import proc
 from pinfold.errors import Error, UsageError
 from pinfold.lease import find
 from pinfold.others import kill, ps
+from pinfold.runs import supervise
 
 HANGS = 30.0
 TREE = ["sh", "-c", "trap '' TERM; setsid sleep 60 & sleep 60 & echo ready; wait; sleep 60"]
@@ -182,9 +183,20 @@ def test_the_run_of_another_process(another):
 
 
 @pytest.mark.parametrize("grace", [20, 20.0, "20s", timedelta(seconds=20)])
-def test_with_grace_the_signal_can_be_enough(start, grace):
+def test_with_grace_the_signal_can_be_enough(start, wait_until, grace):
     run = start(OBEYS)
+    wait_until(
+        lambda: ps()[0].runs[0].age_usec > 2e6 * supervise.RECORD_AFTER, "the age at which it is asked who it was"
+    )
     assert [killed.action for killed in kill(run.run_id, signal="INT", grace=grace)] == ["ended"]
+    assert ended(run) == CANCELED
+
+
+@pytest.mark.xfail(reason="a started run is on record at once, but is asked who ended it only after RECORD_AFTER")
+def test_so_it_can_for_a_run_that_has_just_been_started(start, monkeypatch):
+    monkeypatch.setattr(supervise, "RECORD_AFTER", 60.0)
+    run = start(OBEYS)
+    assert [killed.action for killed in kill(run.run_id, signal="INT", grace=20)] == ["ended"]
     assert ended(run) == CANCELED
 
 
@@ -246,12 +258,13 @@ def test_a_process_that_keeps_its_readers_waiting_has_no_argv_and_is_killed_all_
     assert ended(run) == CANCELED
 
 
-def test_before_the_kill_no_command_line_is_read(start, monkeypatch):
-    run, read = start(TREE), []
+def test_for_a_kill_no_command_line_is_read(another, monkeypatch):
+    """By us: whoever has started the run names its strays."""
+    (run_id, end), read = another(TREE), []
     reader = proc.read_bytes
     monkeypatch.setattr(proc, "read_bytes", lambda path: (read.append(path), reader(path))[1])
-    assert [killed.action for killed in kill(run.run_id)] == ["killed"]
+    assert [killed.action for killed in kill(run_id)] == ["killed"]
     assert not [path for path in read if path.endswith("/cmdline")]
     ps()
-    assert [path for path in read if path.endswith("/cmdline")]  # the negative control
-    assert ended(run) == CANCELED
+    assert [path for path in read if path.endswith("/cmdline")]  # the negative control: of its owner
+    assert end() == list(CANCELED)
