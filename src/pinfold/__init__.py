@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         Unsupported,
         UsageError,
     )
+    from pinfold.lease.end import Killed
+    from pinfold.lease.facts import FoldFacts, ProcessFacts, RunFacts
     from pinfold.limits import Limits
     from pinfold.others import kill, ps
     from pinfold.policy import Policy
@@ -35,8 +37,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT", "CgroupError", "CommandFailed", "CommandNotExecutable", "CommandNotFound", "Error",
-    "Fold", "Limits", "NoCgroup2", "NoSystemd", "NotDelegated", "Outcome", "Placement", "Policy", "Receipt", "Result",
-    "Run", "RunError", "SpawnError", "Stray", "Stream", "TimeoutExpired", "UnitError", "Unsupported", "Usage",
+    "Fold", "FoldFacts", "Killed", "Limits", "NoCgroup2", "NoSystemd", "NotDelegated", "Outcome", "Placement", "Policy", "ProcessFacts", "Receipt", "Result",
+    "Run", "RunError", "RunFacts", "SpawnError", "Stray", "Stream", "TimeoutExpired", "UnitError", "Unsupported", "Usage",
     "UsageError", "default_fold", "kill", "ps", "run", "start",
 ]  # fmt: skip
 
@@ -46,6 +48,8 @@ if not TYPE_CHECKING:  # a type checker would take every misspelt name for one o
             "CgroupError", "CommandNotExecutable", "CommandNotFound", "Error", "NoCgroup2", "NoSystemd", "NotDelegated",
             "SpawnError", "UnitError", "Unsupported", "UsageError",
         ),
+        "lease.end": ("Killed",),
+        "lease.facts": ("FoldFacts", "ProcessFacts", "RunFacts"),
         "limits": ("Limits",),
         "others": ("kill", "ps"),
         "policy": ("Policy",),

@@ -18,7 +18,7 @@ from pinfold import proc
 from pinfold.errors import Error, UsageError
 from pinfold.lease import find
 from pinfold.others import kill, ps
-from pinfold.runs import supervise
+from pinfold.runs import actions
 
 HANGS = 30.0
 TREE = ["sh", "-c", "trap '' TERM; setsid sleep 60 & sleep 60 & echo ready; wait; sleep 60"]
@@ -192,9 +192,8 @@ def test_with_grace_the_signal_can_be_enough(start, wait_until, grace):
     assert ended(run) == CANCELED
 
 
-@pytest.mark.xfail(reason="a started run is on record at once, but is asked who ended it only after RECORD_AFTER")
 def test_so_it_can_for_a_run_that_has_just_been_started(start, monkeypatch):
-    monkeypatch.setattr(supervise, "RECORD_AFTER", 60.0)
+    monkeypatch.setattr(actions, "RECORD_AFTER", 60.0)
     run = start(OBEYS)
     assert [killed.action for killed in kill(run.run_id, signal="INT", grace=20)] == ["ended"]
     assert ended(run) == CANCELED

@@ -116,7 +116,7 @@ def run(argv: tuple[str, ...], **options: Any) -> int:
 
 def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple[Result, int | None]:
     shared = on_terminal()
-    orphans = Orphans()  # before the signals, which may bring a child of ours (witness.py)
+    orphans = Orphans()  # before the signals, which may bring a child of ours (group_signals.py)
     signals = Signals(shared_group=shared, grace=arguments["grace"] or SIGNAL_GRACE)
     try:
         wanted = plan(argv, start_new_session=not shared, keep_ignored=signals.ignored, **arguments)

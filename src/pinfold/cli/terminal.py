@@ -2,7 +2,7 @@
 
 On a terminal the command shares our session and process group, as under env(1) or nice(1): so it is in the foreground
 group when we are, Ctrl-C and Ctrl-Z reach it from the kernel, and full-screen programs work; only what was sent to us
-alone is passed on (witness.py). Elsewhere it has a session of its own, and everything is.
+alone is passed on (group_signals.py). Elsewhere it has a session of its own, and everything is.
 """
 
 from __future__ import annotations

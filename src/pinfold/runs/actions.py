@@ -111,8 +111,9 @@ class Actions(ABC):
         if (error := start.failure(self.child, self.plan.command, self.ending.scope.cgroup.path)) is not None:
             self._refused(error)
             return Event.SPAWN_FAILED
-        # Before it counts as a death of its own; not for one that we have caused. A younger run is in no list.
-        if self.life.cause is None and (self.ending.returncode in _OF_A_STOP or clock() - self._began > RECORD_AFTER):
+        # Before it counts as a death of its own; not for one that we have caused. Without a record it is in no list.
+        recorded = not self._may_leave or clock() - self._began > RECORD_AFTER
+        if self.life.cause is None and (recorded or self.ending.returncode in _OF_A_STOP):
             self._ask_who_canceled()
         return Event.EXITED
 
