@@ -37,9 +37,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DEVNULL", "PIPE", "STDOUT", "CgroupError", "CommandFailed", "CommandNotExecutable", "CommandNotFound", "Error",
-    "Fold", "FoldFacts", "Killed", "Limits", "NoCgroup2", "NoSystemd", "NotDelegated", "Outcome", "Placement", "Policy", "ProcessFacts", "Receipt", "Result",
-    "Run", "RunError", "RunFacts", "SpawnError", "Stray", "Stream", "TimeoutExpired", "UnitError", "Unsupported", "Usage",
-    "UsageError", "default_fold", "kill", "ps", "run", "start",
+    "Fold", "FoldFacts", "Killed", "Limits", "NoCgroup2", "NoSystemd", "NotDelegated", "Outcome", "Placement",
+    "Policy", "ProcessFacts", "Receipt", "Result", "Run", "RunError", "RunFacts", "SpawnError", "Stray", "Stream",
+    "TimeoutExpired", "UnitError", "Unsupported", "Usage", "UsageError", "default_fold", "kill", "ps", "run", "start",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
