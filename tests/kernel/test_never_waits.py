@@ -181,3 +181,17 @@ def test_in_the_thread_of_a_hundred_runs_nothing_waits(cgroup2, monkeypatch, slo
     assert (receipt.strays >= 300, receipt.emptied, receipt.removed) == (True, True, True)
     # In CPU time, as the machine may do something else meanwhile. cgroup.kill itself takes a few of these ms.
     assert busy[0][0] < 0.01 * slowness, busy
+
+
+def test_a_started_run_holds_at_most_five_descriptors_and_no_thread(cgroup2):
+    with pinfold.Fold() as fold, contextlib.ExitStack() as runs:
+        first = runs.enter_context(fold.start(["sleep", "60"]))  # with it the loop begins
+        fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+        started = [runs.enter_context(fold.start(["sleep", "60"], timeout=60, grace=1)) for _ in range(20)]
+        assert len(os.listdir("/proc/self/fd")) - fds <= 5 * len(started)
+        assert threading.active_count() == threads
+        for run in (first, *started):
+            run.kill()
+        assert all(run.wait(20).receipt.emptied for run in started)
+        fold.run(["true"]).receipt  # noqa: B018  # which clears what was made ahead, and left
+        assert len(os.listdir("/proc/self/fd")) <= fds + 1
