@@ -185,9 +185,7 @@ def test_the_run_of_another_process(another):
 @pytest.mark.parametrize("grace", [20, 20.0, "20s", timedelta(seconds=20)])
 def test_with_grace_the_signal_can_be_enough(start, wait_until, grace):
     run = start(OBEYS)
-    wait_until(
-        lambda: ps()[0].runs[0].age_usec > 2e6 * actions.RECORD_AFTER, "the age at which it is asked who it was"
-    )
+    wait_until(lambda: ps()[0].runs[0].age_usec > 2e6 * actions.RECORD_AFTER, "the age at which it is asked who it was")
     assert [killed.action for killed in kill(run.run_id, signal="INT", grace=grace)] == ["ended"]
     assert ended(run) == CANCELED
 
