@@ -8,7 +8,8 @@
  *   child.failed / child.error  <-------------  a step failed: note it, exit
  *   the pidfd: it has ended                     the kernel clears child.sharing at exec or exit
  *
- * Not vfork: that sleeps until the exec, which a file system can hold up for ever. */
+ * Not vfork, but where the cgroup has a memory controller: that sleeps until the exec, which a file
+ * system can hold up for ever. */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -51,6 +52,7 @@ typedef struct {
 	long pid; /* 0: not started; negative: the errno of clone */
 	int pidfd;
 	int moved;
+	int vfork;
 } Child;
 
 static int is_sharing(Child *self)
@@ -82,6 +84,8 @@ static long clone_born_inside(Child *self)
 	args.flags = SHARED | CLONE_INTO_CGROUP; /* the last one: Linux 5.7 */
 	if (self->c.detach)
 		args.flags |= CLONE_FILES;
+	if (self->vfork)
+		args.flags |= CLONE_VFORK;
 	args.pidfd = (uintptr_t)&self->pidfd;
 	args.child_tid = (uintptr_t)&self->c.sharing;
 	args.stack = (uintptr_t)self->stack;
@@ -159,7 +163,7 @@ static void launch(Child *self, int orphan)
 			self->c.move = self->moved = 1;
 			self->c.detach = 0;
 			self->c.detached = 1;
-			pid = clone_plainly(self, 0);
+			pid = clone_plainly(self, self->vfork ? CLONE_VFORK : 0);
 		}
 		self->pid = pid;
 	}
@@ -186,10 +190,12 @@ static int fill(char **v, PyObject *list, Py_ssize_t n)
 }
 
 PyDoc_STRVAR(start_doc,
-"start($self, argv, paths, env, steps, cgroup, detach, orphan=False, /)\n--\n\n"
+"start($self, argv, paths, env, steps, cgroup, detach, orphan=False, vfork=False, /)\n--\n\n"
 "Start a program in the cgroup whose directory is the fd `cgroup`, and return at once. Once.\n"
 "`steps`: packed. `detach`: 1 + the highest descriptor that the steps need, if none of ours above it has to be\n"
-"copied for the child; 0: copy them all. An orphan is in our cgroup, nobody's child, and has been exec'ed on return.");
+"copied for the child; 0: copy them all. An orphan is in our cgroup, nobody's child, and has been exec'ed on return.\n"
+"`vfork`: return once it has exec'ed or failed. Where its cgroup has a memory limit: the OOM killer kills everybody who\n"
+"shares a victim's memory, which would be us, and passes over a child of vfork (oom_badness(), mm/oom_kill.c, 4.4).");
 
 static PyObject *start(Child *self, PyObject *args)
 {
@@ -199,8 +205,8 @@ static PyObject *start(Child *self, PyObject *args)
 	char *steps_at;
 	char **at;
 
-	if (!PyArg_ParseTuple(args, "O!O!O!Sii|p:start", &PyList_Type, &lists[0], &PyList_Type, &lists[1], &PyList_Type,
-			      &lists[2], &steps, &self->c.cgroup, &self->c.detach, &orphan))
+	if (!PyArg_ParseTuple(args, "O!O!O!Sii|pp:start", &PyList_Type, &lists[0], &PyList_Type, &lists[1], &PyList_Type,
+			      &lists[2], &steps, &self->c.cgroup, &self->c.detach, &orphan, &self->vfork))
 		return NULL;
 	if (self->pid || self->memory) {
 		PyErr_SetString(PyExc_RuntimeError, "started already");

@@ -17,6 +17,7 @@ class Child:
         cgroup: int,
         detach: int,
         orphan: bool = False,
+        vfork: bool = False,
         /,
     ) -> None: ...
     def wait_detached(self, seconds: float, /) -> bool: ...
