@@ -232,6 +232,7 @@ def test_a_child_is_started_once(cgroup2):
         child.start([b"true"], [b"/bin/true"], [], descriptors(-1, -1, -1), directory, 3)
         with pytest.raises(RuntimeError, match="started already"):
             child.start([b"true"], [b"/bin/true"], [], descriptors(-1, -1, -1), directory, 3)
+        assert child.wait_exec(10)
         assert os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
         assert child.reap() == 0
     finally:

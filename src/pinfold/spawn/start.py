@@ -17,10 +17,11 @@ __all__ = ["Child", "failure", "settle", "start", "start_orphan"]
 def start(child: Child, command: Command, steps: bytes, fds: list[int], cgroup: int, *, wait: bool = False) -> None:
     """Start a command in the cgroup whose directory is the fd `cgroup`, and return without waiting for its exec.
 
-    `wait`: return once it has exec'ed, for a cgroup with a memory controller (see _spawn.c). `fds` become its 0, 1 and 2 (INHERIT: ours). They must stay open until `child.wait_detached` says so. Raises nothing
-    of its own: `failure` tells what has failed, at once where not even a process was made (`child.pid` is negative),
-    else when the child has ended. `child` has the pid and the pidfd before anything can be raised: a signal handler of
-    the host program may raise on the way back from here, and a return value would be lost with it.
+    `wait`: return once it has exec'ed, for a cgroup with a memory controller (see _spawn.c). `fds` become its 0, 1 and
+    2 (INHERIT: ours). They must stay open until `child.wait_detached` says so. Raises nothing of its own: `failure`
+    tells what has failed, at once where not even a process was made (`child.pid` is negative), else when the child has
+    ended. `child` has the pid and the pidfd before anything can be raised: a signal handler of the host program may
+    raise on the way back from here, and a return value would be lost with it.
     """
     detach = 0
     if command.attributes.keep_fds == ():
