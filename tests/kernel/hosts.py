@@ -449,11 +449,12 @@ def interrupts_start(count: str):
             time.sleep(0.001)
         return not fold._running
 
-    start()  # the first one takes longer, as it begins the loop
-    begin = time.monotonic()
-    for _ in range(3):
+    spans = []
+    for _ in range(10):  # the first one takes longer, as it begins the loop
+        begin = time.monotonic()
         start()
-    span = (time.monotonic() - begin) / 3 * 1.2
+        spans.append(time.monotonic() - begin)
+    span = min(spans)
     settled()
     gc.collect()
     before, interrupted, stuck = fds(), 0, 0
