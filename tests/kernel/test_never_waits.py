@@ -195,3 +195,20 @@ def test_a_started_run_holds_at_most_five_descriptors_and_no_thread(cgroup2):
         assert all(run.wait(20).receipt.emptied for run in started)
         fold.run(["true"]).receipt  # noqa: B018  # which clears what was made ahead, and left
         assert len(os.listdir("/proc/self/fd")) <= fds + 1
+
+
+def test_a_loop_that_fails_ends_its_runs_and_the_next_start_has_another(cgroup2, monkeypatch):
+    with pinfold.Fold() as fold:
+        run = fold.start(["sleep", "60"], timeout=600)
+        assert run.returncode is None, "the control: it runs"
+
+        def refuse(_self, _seconds):
+            raise OSError(5, "refused")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop.SharedLoop, "_wait", refuse)
+            run.pause()  # wakes the loop
+            with pytest.raises(OSError, match="refused"):
+                run.wait(10)
+        assert not Path(f"/proc/{run.pid}").exists()
+        assert fold.start(["true"]).wait(10).returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -221,6 +222,34 @@ def test_what_one_run_raises_is_its_own_matter(shared, pipe):
     assert good.ready.wait(PATIENCE)
     assert [str(error) for error in bad.failed] == ["x"]
     assert good.failed == []
+
+
+def test_a_wait_that_fails_ends_every_run_of_the_loop(pipe, monkeypatch):
+    """Nobody would look after them any more: not even their timeouts."""
+    allowed = threading.Event()
+    wait = SharedLoop._wait
+
+    def refuse(self, seconds):
+        found = wait(self, seconds)
+        if allowed.is_set():
+            raise OSError(errno.EIO, "refused")
+        return found
+
+    monkeypatch.setattr(SharedLoop, "_wait", refuse)
+    loop = SharedLoop()
+    watching, waiting, late = FakeRun(), FakeRun(time.monotonic() + 3600), FakeRun(time.monotonic() + 3600)
+    loop.add(pipe[0], READABLE, lambda: None, watching)
+    loop.schedule(waiting)
+    allowed.set()
+    loop.call(lambda: None)
+    try:
+        assert watching.ready.wait(PATIENCE)
+        assert waiting.ready.wait(PATIENCE)
+        loop.schedule(late)
+        assert [run.failed[0].errno for run in (watching, waiting, late)] == [errno.EIO] * 3
+        assert loop.aside(lambda: None, late) is False
+    finally:
+        loop.stop()
 
 
 def test_a_run_is_forgotten_with_all_it_watches(shared, pipe):

@@ -111,6 +111,9 @@ class Fold:
     def _shared_loop(self) -> SharedLoop:
         self._require_owner()
         with self._opening:
+            if self._loop is not None and self._loop.failure is not None:
+                self._loop.stop()
+                self._loop = None
             if self._loop is None:
                 try:
                     self._loop = SharedLoop()

@@ -209,12 +209,16 @@ class Loop:
 
 
 class SharedLoop(Loop):
-    """A loop for many runs, in a thread of its own. What is raised in one run is that run's."""
+    """A loop for many runs, in a thread of its own. What is raised in one run is that run's.
+
+    What is raised by the loop itself, such as by epoll_wait(2), ends it, and every run in it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._poll = select.epoll()
         self._closing = False
+        self.failure: Exception | None = None  # what has ended it
         try:
             self.open_wake()
             self._thread = threading.Thread(target=self._turn_on, name="pinfold", daemon=True)
@@ -228,8 +232,29 @@ class SharedLoop(Loop):
         return found
 
     def _turn_on(self) -> None:
-        while not self._closing:
-            self.turn()
+        try:
+            while not self._closing:
+                self.turn()
+        except Exception as error:  # noqa: BLE001  # told to whoever waits for one of the runs
+            self.failure = error
+            for run in self._owners():
+                run.fail(error)
+
+    def _owners(self) -> list[Driven]:
+        found = {id(run): run for run in self._runs.copy().values()}
+        for watchers in self._handlers.copy().values():
+            found.update((id(run), run) for _, run in watchers if run is not None)
+        return list(found.values())
+
+    def schedule(self, run: Driven) -> None:
+        """As in any loop; if this one has failed, so has the run."""
+        super().schedule(run)
+        if self.failure is not None:
+            run.fail(self.failure)
+
+    def aside(self, work: Callable[[], Handler], owner: Driven) -> bool:
+        """As in any loop; False if this one has failed, as it calls nobody any more."""
+        return self.failure is None and super().aside(work, owner)
 
     def _call(self, handler: Handler, owner: Driven | None) -> None:
         try:
