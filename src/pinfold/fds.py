@@ -1,9 +1,13 @@
-"""Descriptors of ours, clear of the three that commands inherit."""
+"""Descriptors of ours, clear of the three that commands inherit; and the ones that wake somebody."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+from typing import Final
+
+_ATTEMPTS: Final = 3  # to wake somebody
 
 
 def clear_of_stdio(fd: int) -> int:
@@ -14,3 +18,12 @@ def clear_of_stdio(fd: int) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     finally:
         os.close(fd)
+
+
+def wake(eventfd: int) -> None:
+    """Make it readable. Not given up at the first refusal: whoever waits for it would go on to wait."""
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(OSError):
+            os.eventfd_write(eventfd, 1)
+            return
+    os.eventfd_write(eventfd, 1)

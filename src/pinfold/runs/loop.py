@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from pinfold.fds import clear_of_stdio
+from pinfold.fds import clear_of_stdio, wake
 from pinfold.units import INFINITY
 
 READABLE: Final = select.POLLIN
@@ -167,7 +167,7 @@ class Loop:
         with self._lock:
             self._calls.append((handler, owner))
             if self._wake >= 0:
-                os.eventfd_write(self._wake, 1)
+                wake(self._wake)
 
     def wake_by(self, at: float) -> None:
         """Have the loop look at its deadlines if its present wait is longer than that."""

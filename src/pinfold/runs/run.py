@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from pinfold import errors, units
+from pinfold.fds import wake
 from pinfold.result import Placement, Result
 from pinfold.runs.loop import READABLE, Loop, SharedLoop
 from pinfold.runs.pipes import Capture, Feed
@@ -104,7 +105,7 @@ class Run:
         with self._ending:
             self.ended.set()
             if self._over >= 0:
-                os.eventfd_write(self._over, 1)
+                wake(self._over)
 
     def _over_fd(self) -> int:
         """An fd that is readable for ever once the run has ended; made for the first reader that has to wait.
