@@ -6,6 +6,8 @@ r"""Run a command in its own cgroup v2 and leave no process behind.
 (b'started\n', 'exited', 1)
 """
 
+from pinfold.late import lock as _lock
+
 # Names only: each is loaded at its first use. All of them together take longer than many a command.
 TYPE_CHECKING = False  # type checkers take it for true, whatever it says
 if TYPE_CHECKING:
@@ -65,9 +67,10 @@ if not TYPE_CHECKING:  # a type checker would take every misspelt name for one o
         """Load a public name, once."""
         if name not in _MODULE_OF:
             raise AttributeError(f"module 'pinfold' has no attribute {name!r}")
-        from importlib import import_module
+        with _lock:
+            from importlib import import_module
 
-        value = globals()[name] = getattr(import_module(f"pinfold.{_MODULE_OF[name]}"), name)
+            value = globals()[name] = getattr(import_module(f"pinfold.{_MODULE_OF[name]}"), name)
         return value
 
     def __dir__() -> list[str]:

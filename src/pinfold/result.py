@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from pinfold import late
+
 Guarantee = Literal["enforced", "cooperative"]
 Outcome = Literal[
     "exited", "signaled", "timed_out", "idle_timed_out", "cpu_timed_out", "oom_killed", "output_exceeded", "canceled",
@@ -269,7 +271,8 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
         """Raise TimeoutExpired or CommandFailed unless the command ran to its own end with status 0."""
         if self.ok:
             return
-        from pinfold.run_errors import CommandFailed, TimeoutExpired
+        with late.lock:
+            from pinfold.run_errors import CommandFailed, TimeoutExpired
 
         if self.outcome in ("timed_out", "idle_timed_out", "cpu_timed_out"):
             raise TimeoutExpired(self, self.limit_hit or 0.0)
@@ -299,7 +302,8 @@ class Result:  # noqa: PLW1641  # it can be changed, so it has no hash
 
     def to_json(self, *, indent: int | None = None) -> str:
         """`to_dict()` as JSON text."""
-        import json
+        with late.lock:
+            import json
 
         return json.dumps(self.to_dict(), indent=indent)
 

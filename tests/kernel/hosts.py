@@ -581,8 +581,6 @@ def forks(_: str = ""):
 
 def forks_while_starting(count: str):
     """Forks that fall on a start as another user in a second thread; each child starts one too."""
-    # Python's own import locks do not stand a fork: see Known faults in CHANGELOG.md.
-    pinfold.run([TRUE], user="nobody")
     stop = threading.Event()
 
     def start() -> None:
@@ -611,6 +609,34 @@ def forks_while_starting(count: str):
         stop.set()
         thread.join()
     return hung
+
+
+def forks_while_importing(module: str):
+    """A fork by one thread while another one, at its first use of us, is in the middle of an import."""
+    importing, forked = threading.Event(), threading.Event()
+
+    class Finder:
+        def find_spec(self, name, _path, _target=None):
+            if name == module:
+                importing.set()
+                forked.wait(0.5)  # in vain: the fork has to wait for us
+
+    sys.meta_path.insert(0, Finder())
+    thread = threading.Thread(target=lambda: pinfold.run([TRUE], timeout=5).pid)
+    thread.start()
+    assert importing.wait(10), f"{module} was there already"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(5)
+            pinfold.run([TRUE])
+            pinfold.default_fold().close()
+        finally:
+            os._exit(0)
+    forked.set()
+    thread.join()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def ends_with_a_run_going():

@@ -79,6 +79,11 @@ def test_a_fork_in_the_middle_of_anothers_start_does_not_hang_the_child(host):
     assert host("forks_while_starting", 300) == 0
 
 
+@pytest.mark.parametrize("module", ["pinfold.runs.fold", "pinfold.runs.states", "pinfold.backend.cgroupfs"])
+def test_a_fork_does_not_cut_an_import_in_two(host, module):
+    assert host("forks_while_importing", module) == 0
+
+
 @pytest.mark.slow
 def test_running_out_of_descriptors_at_any_step_leaves_nothing(host):
     found = host("few_descriptors", 40)

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import pinfold
+from pinfold.cgroup.group import Cgroup
 from pinfold.runs import loop, strays, supervise
+from pinfold.spawn import start as spawn
 
 HOLDERS = Path(__file__).with_name("holders.py")
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
@@ -33,12 +35,21 @@ def hung(tmp_path):
             holder.wait(10)
 
 
+@pytest.fixture(params=["clone", "vfork"])
+def way(request, monkeypatch):
+    """How a child is made; by vfork where its cgroup has a memory controller."""
+    if request.param == "vfork":
+        start = spawn.start
+        monkeypatch.setattr(spawn, "start", lambda *args, vfork: start(*args, vfork=True))
+    return request.param
+
+
 # ---- a start that hangs --------------------------------------------------------------------------------------
 
 
 @root_only
 @pytest.mark.parametrize("where", ["program", "directory"])
-def test_a_start_that_hangs_is_ended_at_the_timeout(cgroup2, hung, where, slowness):
+def test_a_start_that_hangs_is_ended_at_the_timeout(cgroup2, hung, way, where, slowness):
     argv, options = ([f"{hung}/program"], {}) if where == "program" else (["true"], {"cwd": f"{hung}/directory"})
     began = time.monotonic()
     result = pinfold.run(argv, timeout=LIMIT, **options)
@@ -47,7 +58,7 @@ def test_a_start_that_hangs_is_ended_at_the_timeout(cgroup2, hung, where, slowne
 
 
 @root_only
-def test_a_hanging_start_is_ended_by_its_fold_while_the_caller_waits_for_it(cgroup2, hung, slowness):
+def test_a_hanging_start_is_ended_by_its_fold_while_the_caller_waits_for_it(cgroup2, hung, way, slowness):
     began = time.monotonic()
     with pinfold.start([f"{hung}/program"], stdout=pinfold.PIPE, timeout=LIMIT) as run:
         assert run.wait(5).outcome == "timed_out"
@@ -56,7 +67,7 @@ def test_a_hanging_start_is_ended_by_its_fold_while_the_caller_waits_for_it(cgro
 
 
 @root_only
-def test_a_hanging_start_of_another_user_delays_no_other(cgroup2, hung):
+def test_a_hanging_start_of_another_user_delays_no_other(cgroup2, hung, way):
     """Each changes whether our memory may be dumped, and the last one puts it back."""
     results = []
 
@@ -144,17 +155,23 @@ def test_in_the_thread_of_a_hundred_runs_nothing_waits(cgroup2, monkeypatch, slo
     real = loop.SharedLoop._call
 
     def measured(self, handler, owner):
-        before = time.thread_time()
+        before, killing[0] = time.thread_time(), 0.0
         real(self, handler, owner)
-        turns.append((time.thread_time() - before, getattr(handler, "__name__", "?")))
+        turns.append((time.thread_time() - before - killing[0], getattr(handler, "__name__", "?")))
+
+    def measured_kill(self):
+        before = time.thread_time()
+        kill(self)
+        killing[0] = time.thread_time() - before
 
     def forbidden(*_arguments):
         if threading.current_thread().name == "pinfold":
             raise AssertionError("the thread that drives the runs must not sleep")
         return sleep(*_arguments)
 
-    sleep = time.sleep
+    sleep, kill, killing = time.sleep, Cgroup.kill, [0.0]
     monkeypatch.setattr(loop.SharedLoop, "_call", measured)
+    monkeypatch.setattr(Cgroup, "kill", measured_kill)
     monkeypatch.setattr(supervise.time, "sleep", forbidden)
     code = (
         "import os,sys,time\n"
@@ -179,8 +196,8 @@ def test_in_the_thread_of_a_hundred_runs_nothing_waits(cgroup2, monkeypatch, slo
         for other in others:
             other.kill()
     assert (receipt.strays >= 300, receipt.emptied, receipt.removed) == (True, True, True)
-    # In CPU time, as the machine may do something else meanwhile. cgroup.kill itself takes a few of these ms.
-    assert busy[0][0] < 0.01 * slowness, busy
+    # In CPU time, as the machine may do something else meanwhile; without the kernel's own for cgroup.kill.
+    assert busy[0][0] < 0.015 * slowness, busy
 
 
 def test_a_started_run_holds_at_most_five_descriptors_and_no_thread(cgroup2):

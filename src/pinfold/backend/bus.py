@@ -14,6 +14,9 @@ import time
 from collections import deque
 from typing import Any, Final, NamedTuple, NoReturn, Self
 
+from jeepney import HeaderFields, MessageFlag, MessageType, Parser, new_method_call
+from jeepney.auth import BEGIN, AuthenticationError, Authenticator
+
 MESSAGE_MAX: Final = 1 << 20  # bytes; a bus may send 128 MiB, what we ask for is some hundred bytes
 _CONNECT_LOOK: Final = 0.005  # seconds between attempts while the bus' backlog of connections is full
 
@@ -61,8 +64,6 @@ class Bus:
 
     def __init__(self, sock: socket.socket) -> None:
         """Take over an authenticated socket. `open` is the way to one."""
-        from jeepney import Parser
-
         self._socket = sock
         self._parser = Parser()
         self._serial = 0
@@ -113,8 +114,6 @@ class Bus:
         answered: bool = True,
     ) -> int:
         """Send a method call and return its serial, for `reply`. Raises BusTimeout or BusLost."""
-        from jeepney import MessageFlag, new_method_call
-
         message = new_method_call(target, member, signature or None, body)
         if not answered:
             message.header.flags = MessageFlag.no_reply_expected
@@ -138,8 +137,6 @@ class Bus:
 
     def reply(self, serial: int, end: float) -> Answer:
         """Wait for the reply to a call; what else comes is kept if it is watched. Raises as `call` does."""
-        from jeepney import HeaderFields, MessageType
-
         while True:
             header, answer = self._take(end)
             if header.fields.get(HeaderFields.reply_serial) != serial:
@@ -166,8 +163,6 @@ class Bus:
         self._socket.close()
 
     def _take(self, end: float) -> tuple[Any, Answer]:
-        from jeepney import HeaderFields, MessageType
-
         message = self._receive(end)
         header = message.header
         answer = Answer(message.body, header.fields.get(HeaderFields.sender))
@@ -237,8 +232,6 @@ def _connect(sock: socket.socket, address: bytes, end: float) -> None:
 
 
 def _authenticate(sock: socket.socket, end: float) -> None:
-    from jeepney.auth import BEGIN, AuthenticationError, Authenticator
-
     authenticator = Authenticator()
     try:
         for line in authenticator:

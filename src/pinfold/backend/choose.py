@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Final, Literal, cast, get_args
 
+from pinfold import late
 from pinfold.backend import Backend
 from pinfold.backend.cgroupfs import CgroupfsBackend
 from pinfold.cgroup import delegation, names
@@ -36,7 +37,8 @@ def open_backend(name: Name, *, labels: Mapping[str, str], spare: bool, slice_na
     elif name == "auto" and not of_units and names.is_within_a_run(own_place().path):
         found = "this process is in a run of pinfold, whose limits are to hold for what it runs"
     else:
-        from pinfold.backend import systemd
+        with late.lock:
+            from pinfold.backend import systemd
 
         found = None if name == "systemd" else systemd.why_not(move_caller=move_caller)
         if found is None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from pinfold import late
 from pinfold.backend import Scope, ScopeRequest
 from pinfold.backend.base import BaseCgroup
 from pinfold.backend.bus_address import bus_address
@@ -147,7 +148,8 @@ class SystemdBackend:
     def _scope_of_its_own(self, asked: ScopeRequest) -> Scope:
         properties: list[Property] = []
         if asked.limits is not None:
-            from pinfold.limits.properties import to_properties
+            with late.lock:
+                from pinfold.limits.properties import to_properties
 
             properties = to_properties(asked.limits)
         name = names.new_run_scope() if asked.unit is None else unit_name(asked.unit)

@@ -8,17 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pinfold.backend.guard import Guard
+from pinfold.backend.manager import Manager
 from pinfold.cgroup import delegation, names, places
 from pinfold.cgroup.controllers import ACCOUNTING, exchange, give
 from pinfold.cgroup.group import REMOVE_BOUND
 from pinfold.cgroup.places import Place
 from pinfold.errors import Error, NoSystemd, UnitError
-
-if TYPE_CHECKING:
-    from pinfold.backend.manager import Manager
 
 _STOP_USEC: Final = 10_000_000  # for a stop from outside, until systemd kills what has not obeyed
 _ASK_BOUND: Final = 1.0  # seconds, for the manager to say what became of the scope
@@ -89,8 +87,6 @@ class ScopeUnit:
 
     def revoked(self) -> bool:
         """Whether the scope has been stopped from outside, or killed as a whole, or that is under way."""
-        from pinfold.backend.manager import Manager
-
         if self.lost:
             return True
         with contextlib.suppress(Error), Manager.connect(user=self._user, deadline=_ASK_BOUND) as manager:

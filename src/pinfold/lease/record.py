@@ -11,6 +11,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
+from pinfold import late
+
 SCHEMA: Final = 1
 OWNER: Final = "user.pinfold.owner"
 RUN: Final = "user.pinfold.run"
@@ -73,7 +75,8 @@ class RunRecord(NamedTuple):
 
 def _parsed(data: bytes, fields: tuple[str, ...]) -> dict[str, Any]:
     """What is known to this release of a record; what a later one of the same schema adds is no harm."""
-    import json
+    with late.lock:
+        import json
 
     try:
         found = json.loads(data)
@@ -113,7 +116,8 @@ def _require_pids(found: dict[str, Any], *names: str) -> None:
 
 def write(directory: int, attribute: str, record: OwnerRecord | RunRecord) -> bool:
     """Write a record on a held cgroup directory. False: this kernel takes no user attributes there. Raises OSError."""
-    import json
+    with late.lock:
+        import json
 
     # With escapes the largest labels would be longer than an attribute can be (XATTR_SIZE_MAX, 64 KiB).
     text = json.dumps({"schema": SCHEMA, **record._asdict()}, ensure_ascii=False, separators=(",", ":"))

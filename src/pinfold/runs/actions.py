@@ -175,7 +175,7 @@ class Actions(ABC):
         relaxed = self._limits is not None and self._limits.relax_for_exec()
         self._shares = relaxed or command.identity.changes
         start.start(self.child, command, self.plan.steps, self.io.child, cgroup.dirfd,
-                    wait="memory" in ending.scope.controllers)  # fmt: skip
+                    vfork="memory" in ending.scope.controllers)  # fmt: skip
         if self.child.pid < 0:
             self._reap()
             error = start.failure(self.child, command, cgroup.path)

@@ -27,7 +27,7 @@ from pinfold.runs.report import report
 from pinfold.runs.request import Argument, Options, plan, plan_again
 from pinfold.runs.run import Run
 from pinfold.runs.supervise import Supervision
-from pinfold.spawn import lent
+from pinfold.spawn import start as spawn
 
 _CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed
 _CLOSE_LOOK: Final = 0.001
@@ -71,7 +71,7 @@ class Fold:
         self._heap: Heap = deque()  # of runs that have ended, to be cleared
         self._loop: SharedLoop | None = None  # of the started runs
         self._opening = threading.Lock()  # guards _loop
-        lent.reserve()
+        spawn.reserve()
         atexit.register(self.close)
         # A worker of multiprocessing ends without atexit, but not without its own finalizers.
         util = sys.modules.get("multiprocessing.util")
@@ -189,7 +189,7 @@ class Fold:
             clear_all(self._heap)
         self._backend.close(forked=forked)
         collect()
-        lent.release()
+        spawn.release()
         self._done = True
         atexit.unregister(self.close)
         if self._finalizer is not None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
-from pinfold import units
+from pinfold import late, units
 from pinfold.backend import ScopeRequest
 from pinfold.command import PLAIN, Attributes, Command, own_environment
 from pinfold.errors import UsageError
@@ -213,7 +213,8 @@ def _attributes(umask: int | None, pass_fds: Iterable[int], keep_ignored: Iterab
 
 def _encoding(encoding: str | None) -> str:
     if encoding is None:
-        import locale
+        with late.lock:
+            import locale
 
         encoding = locale.getencoding()
     try:
@@ -229,7 +230,8 @@ _NOTHING_ASKED = ScopeRequest()
 
 
 def _limits(value: Limits | Mapping[str, Any]) -> Limits:
-    from pinfold.limits import Limits
+    with late.lock:
+        from pinfold.limits import Limits
 
     if isinstance(value, Limits):
         return value

@@ -1,15 +1,5 @@
-/* _spawn: start one program inside a cgroup, without waiting for its exec.
- *
- *   parent                                      child (shares our memory, has its own stack)
- *   ------                                      -----
- *   build struct child, block every signal
- *   clone3(VM|FILES|INTO_CGROUP|PIDFD) ------>  a table of descriptors of its own
- *   unblock them, return to the caller          the steps of steps.c, exec
- *   child.failed / child.error  <-------------  a step failed: note it, exit
- *   the pidfd: it has ended                     the kernel clears child.sharing at exec or exit
- *
- * Not vfork, but where the cgroup has a memory controller: that sleeps until the exec, which a file
- * system can hold up for ever. */
+/* _spawn: the type Child, a program on its way to its exec and then the process that it is; Launcher,
+ * the thread that a vfork sleeps in. */
 #define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
@@ -18,25 +8,16 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/futex.h>
-#include <sched.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/signalfd.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "raw.h"
-#include "steps.h"
+#include "calls.h"
+#include "launch.h"
 
 #ifndef P_PIDFD
 #define P_PIDFD 3 /* Linux 5.4 */
 #endif
-
-#define STACK (16 * 1024) /* no handler runs on it, and no libc */
 
 static const char *const STEP_NAMES[STEP_COUNT] = {
 	"clone", "cgroup", "fds",    "fds", "signals", "session",      "session", "cwd",
@@ -45,19 +26,24 @@ static const char *const STEP_NAMES[STEP_COUNT] = {
 
 typedef struct {
 	PyObject_HEAD
-	struct child c;
+	struct launch l;
 	PyObject *strings[4]; /* what the child reads: argv, paths, env, steps */
 	void *memory;         /* the arrays and the stacks */
-	char *stack;
-	long pid; /* 0: not started; negative: the errno of clone */
-	int pidfd;
-	int moved;
-	int vfork;
 } Child;
+
+typedef struct {
+	PyObject_HEAD
+	int state; /* of the thread that serves */
+	Child *child;
+} Launcher;
+
+enum { IDLE, LAUNCHING, CLOSED };
+
+static PyTypeObject *launcher_type;
 
 static int is_sharing(Child *self)
 {
-	return __atomic_load_n(&self->c.sharing, __ATOMIC_ACQUIRE) != 0;
+	return get_word(&self->l.c.sharing) != 0;
 }
 
 /* What the child may still be reading is never freed: one that hangs before its exec costs 20 KiB. */
@@ -69,111 +55,6 @@ static void free_memory(Child *self)
 		Py_CLEAR(self->strings[i]);
 	free(self->memory);
 	self->memory = NULL;
-}
-
-/* ---- clone ------------------------------------------------------------------------------------- */
-
-#define SHARED (CLONE_VM | CLONE_PIDFD | CLONE_CHILD_CLEARTID)
-
-/* exit_signal is 0: a child that fails before exec sends the host program no SIGCHLD and shows up in
- * none of its waits. exec makes it SIGCHLD again (de_thread() in fs/exec.c). */
-static long clone_born_inside(Child *self)
-{
-	struct clone_args args = {0};
-
-	args.flags = SHARED | CLONE_INTO_CGROUP; /* the last one: Linux 5.7 */
-	if (self->c.detach)
-		args.flags |= CLONE_FILES;
-	if (self->vfork)
-		args.flags |= CLONE_VFORK;
-	args.pidfd = (uintptr_t)&self->pidfd;
-	args.child_tid = (uintptr_t)&self->c.sharing;
-	args.stack = (uintptr_t)self->stack;
-	args.stack_size = STACK;
-	args.cgroup = (uint64_t)self->c.cgroup;
-	return clone3_onto(&args, run_steps, &self->c);
-}
-
-/* clone(2) hands the pidfd out through the parent_tid argument (Linux 5.2). */
-static long clone_plainly(Child *self, int flags)
-{
-	int pid = clone(run_steps, self->stack + STACK, SHARED | flags, &self->c, &self->pidfd, NULL, &self->c.sharing);
-
-	return pid < 0 ? -errno : pid;
-}
-
-/* A seccomp filter answers ENOSYS or EPERM; the delegation rules EACCES (cgroup-v2.rst, "Delegation
- * Containment"). Anything else is a real error of this cgroup and is reported. */
-static int is_refusal(long err)
-{
-	return err == -ENOSYS || err == -EPERM || err == -EACCES;
-}
-
-static int __attribute__((noreturn)) go_between(void *arg)
-{
-	Child *self = arg;
-
-	setsid(); /* so that no signal to our process group ever finds the orphan in it */
-	self->pid = clone_plainly(self, CLONE_VFORK);
-	for (;;)
-		syscall(SYS_exit_group, 0);
-}
-
-/* As a daemon forks twice. The one in between shares our fds, for the pidfd, and has neither an exit signal
- * nor an exec that would give it one: the host program does not hear of it. */
-static void clone_orphan(Child *self)
-{
-	int between = clone(go_between, self->stack + 2 * STACK, CLONE_VM | CLONE_VFORK | CLONE_FILES, self);
-	siginfo_t info;
-
-	if (between < 0)
-		self->pid = -errno;
-	else
-		while (waitid(P_PID, (id_t)between, &info, WEXITED | __WALL) < 0 && errno == EINTR)
-			;
-}
-
-/* Out of the way of 0-2, if ours were closed: whoever opens them again would take the pidfd from us. */
-static void clear_of_stdio(Child *self)
-{
-	int low = self->pidfd;
-
-	if (low < 0 || low > 2)
-		return;
-	self->pidfd = fcntl(low, F_DUPFD_CLOEXEC, 3);
-	if (self->pidfd < 0)
-		self->pidfd = low; /* out of descriptors */
-	else
-		close(low);
-}
-
-static void launch(Child *self, int orphan)
-{
-	uint64_t all = ~0ULL;
-	long pid;
-
-	self->c.sharing = 1;
-	/* No handler of the host program may run in the child, on our memory. */
-	syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &self->c.caller_mask, sizeof all);
-	if (orphan) {
-		clone_orphan(self);
-	} else {
-		pid = clone_born_inside(self);
-		if (is_refusal(pid)) {
-			self->c.move = self->moved = 1;
-			self->c.detach = 0;
-			self->c.detached = 1;
-			pid = clone_plainly(self, self->vfork ? CLONE_VFORK : 0);
-		}
-		self->pid = pid;
-	}
-	clear_of_stdio(self);
-	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &self->c.caller_mask, NULL, sizeof all);
-	if (self->pid < 0) {
-		self->c.sharing = 0;
-		self->c.failed = STEP_CLONE;
-		self->c.error = (int)-self->pid;
-	}
 }
 
 /* ---- the type ---------------------------------------------------------------------------------- */
@@ -189,83 +70,94 @@ static int fill(char **v, PyObject *list, Py_ssize_t n)
 	return 0;
 }
 
+/* Out of the way of 0-2, if ours were closed: whoever opens them again would take the pidfd from us. */
+static void clear_of_stdio(Child *self)
+{
+	int low = self->l.pidfd;
+
+	if (low < 0 || low > 2)
+		return;
+	self->l.pidfd = fcntl(low, F_DUPFD_CLOEXEC, 3);
+	if (self->l.pidfd < 0)
+		self->l.pidfd = low; /* out of descriptors */
+	else
+		close(low);
+}
+
 PyDoc_STRVAR(start_doc,
-"start($self, argv, paths, env, steps, cgroup, detach, orphan=False, vfork=False, /)\n--\n\n"
+"start($self, argv, paths, env, steps, cgroup, detach, orphan=False, launcher=None, /)\n--\n\n"
 "Start a program in the cgroup whose directory is the fd `cgroup`, and return at once. Once.\n"
 "`steps`: packed. `detach`: 1 + the highest descriptor that the steps need, if none of ours above it has to be\n"
 "copied for the child; 0: copy them all. An orphan is in our cgroup, nobody's child, and has been exec'ed on return.\n"
-"`vfork`: return once it has exec'ed or failed. Where its cgroup has a memory limit: the OOM killer kills everybody who\n"
-"shares a victim's memory, which would be us, and passes over a child of vfork (oom_badness(), mm/oom_kill.c, 4.4).");
+"`launcher`: an idle one, whose thread is to do it by vfork.");
+
+/* The pid is written by the kernel; the child wakes us, unless it is frozen before its first instruction. */
+static void launch_by(Launcher *launcher, Child *self)
+{
+	launcher->child = (Child *)Py_NewRef((PyObject *)self);
+	self->l.c.vfork = 1;
+	Py_BEGIN_ALLOW_THREADS
+	set_word(&launcher->state, LAUNCHING);
+	while (!get_word(&self->l.c.pid))
+		wait_word(&self->l.c.pid, 1, 0.001);
+	Py_END_ALLOW_THREADS
+}
 
 static PyObject *start(Child *self, PyObject *args)
 {
 	PyObject *lists[3], *steps;
 	Py_ssize_t sizes[3], total = 0;
+	PyObject *launcher = Py_None;
 	int orphan = 0;
 	char *steps_at;
 	char **at;
 
-	if (!PyArg_ParseTuple(args, "O!O!O!Sii|pp:start", &PyList_Type, &lists[0], &PyList_Type, &lists[1], &PyList_Type,
-			      &lists[2], &steps, &self->c.cgroup, &self->c.detach, &orphan, &self->vfork))
+	if (!PyArg_ParseTuple(args, "O!O!O!Sii|pO:start", &PyList_Type, &lists[0], &PyList_Type, &lists[1], &PyList_Type,
+			      &lists[2], &steps, &self->l.c.cgroup, &self->l.c.detach, &orphan, &launcher))
 		return NULL;
-	if (self->pid || self->memory) {
+	if (self->l.c.pid || self->memory) {
 		PyErr_SetString(PyExc_RuntimeError, "started already");
 		return NULL;
 	}
-	if (PyBytes_AsStringAndSize(steps, &steps_at, (Py_ssize_t *)&self->c.steps_size) < 0)
+	if (launcher != Py_None && (Py_TYPE(launcher) != launcher_type || get_word(&((Launcher *)launcher)->state))) {
+		PyErr_SetString(PyExc_TypeError, "launcher: not an idle Launcher");
 		return NULL;
-	self->c.steps = steps_at;
+	}
+	if (PyBytes_AsStringAndSize(steps, &steps_at, (Py_ssize_t *)&self->l.c.steps_size) < 0)
+		return NULL;
+	self->l.c.steps = steps_at;
 	for (int i = 0; i < 3; i++)
 		total += (sizes[i] = PyList_Size(lists[i])) + 1;
 	/* Not mmap: a fresh mapping costs page faults and a TLB flush in each start. */
 	self->memory = malloc(2 * STACK + 16 + (size_t)total * sizeof *at);
 	if (!self->memory)
 		return PyErr_NoMemory();
-	self->stack = (char *)(((uintptr_t)self->memory + 15) & ~(uintptr_t)15);
-	at = (char **)(self->stack + 2 * STACK);
-	self->c.argv = at;
-	self->c.paths = self->c.argv + sizes[0] + 1;
-	self->c.envp = self->c.paths + sizes[1] + 1;
-	if (fill(self->c.argv, lists[0], sizes[0]) < 0 || fill(self->c.paths, lists[1], sizes[1]) < 0 ||
-	    fill(self->c.envp, lists[2], sizes[2]) < 0) {
+	self->l.stack = (char *)(((uintptr_t)self->memory + 15) & ~(uintptr_t)15);
+	at = (char **)(self->l.stack + 2 * STACK);
+	self->l.c.argv = at;
+	self->l.c.paths = self->l.c.argv + sizes[0] + 1;
+	self->l.c.envp = self->l.c.paths + sizes[1] + 1;
+	if (fill(self->l.c.argv, lists[0], sizes[0]) < 0 || fill(self->l.c.paths, lists[1], sizes[1]) < 0 ||
+	    fill(self->l.c.envp, lists[2], sizes[2]) < 0) {
 		free_memory(self);
 		return NULL;
 	}
 	for (int i = 0; i < 3; i++)
 		self->strings[i] = Py_NewRef(lists[i]);
 	self->strings[3] = Py_NewRef(steps);
-	self->c.detached = !self->c.detach;
+	self->l.c.detached = !self->l.c.detach;
 
-	Py_BEGIN_ALLOW_THREADS
-	launch(self, orphan);
-	Py_END_ALLOW_THREADS
-
-	if (self->pid < 0)
+	if (launcher != Py_None) {
+		launch_by((Launcher *)launcher, self);
+	} else {
+		Py_BEGIN_ALLOW_THREADS
+		launch(&self->l, orphan);
+		Py_END_ALLOW_THREADS
+	}
+	clear_of_stdio(self);
+	if (self->l.c.pid < 0)
 		free_memory(self);
 	Py_RETURN_NONE;
-}
-
-static int wait_for(int *word, int until, double seconds)
-{
-	double whole = seconds < 0 ? 0 : seconds;
-	struct timespec end;
-	int now;
-
-	clock_gettime(CLOCK_MONOTONIC, &end);
-	end.tv_sec += (time_t)whole;
-	end.tv_nsec += (long)((whole - (double)(time_t)whole) * 1e9);
-	if (end.tv_nsec >= 1000000000) {
-		end.tv_nsec -= 1000000000;
-		end.tv_sec += 1;
-	}
-	while (!!(now = __atomic_load_n(word, __ATOMIC_ACQUIRE)) != until) {
-		/* FUTEX_WAIT_BITSET takes an absolute time. The kernel wakes without FUTEX_PRIVATE_FLAG. */
-		long err = RAW6(SYS_futex, word, FUTEX_WAIT_BITSET, now, &end, 0, FUTEX_BITSET_MATCH_ANY);
-
-		if (err == -ETIMEDOUT || err == -EINTR)
-			return (int)err;
-	}
-	return 0;
 }
 
 static PyObject *waited(Child *self, PyObject *args, int *word, int until)
@@ -275,12 +167,12 @@ static PyObject *waited(Child *self, PyObject *args, int *word, int until)
 
 	if (!PyArg_ParseTuple(args, "d", &seconds))
 		return NULL;
-	if (!self->pid || !!__atomic_load_n(word, __ATOMIC_ACQUIRE) == until)
+	if (!self->l.c.pid || !!get_word(word) == until)
 		Py_RETURN_TRUE;
 	if (seconds <= 0)
 		Py_RETURN_FALSE;
 	Py_BEGIN_ALLOW_THREADS
-	err = wait_for(word, until, seconds);
+	err = wait_word(word, until, seconds);
 	Py_END_ALLOW_THREADS
 	if (err == -EINTR && PyErr_CheckSignals() < 0)
 		return NULL;
@@ -293,7 +185,7 @@ PyDoc_STRVAR(wait_detached_doc,
 
 static PyObject *wait_detached(Child *self, PyObject *args)
 {
-	return is_sharing(self) ? waited(self, args, &self->c.detached, 1) : Py_NewRef(Py_True);
+	return is_sharing(self) ? waited(self, args, &self->l.c.detached, 1) : Py_NewRef(Py_True);
 }
 
 PyDoc_STRVAR(wait_exec_doc,
@@ -302,7 +194,7 @@ PyDoc_STRVAR(wait_exec_doc,
 
 static PyObject *wait_exec(Child *self, PyObject *args)
 {
-	return waited(self, args, &self->c.sharing, 0);
+	return waited(self, args, &self->l.c.sharing, 0);
 }
 
 PyDoc_STRVAR(failure_doc,
@@ -313,11 +205,11 @@ static PyObject *failure(Child *self, PyObject *Py_UNUSED(unused))
 {
 	PyObject *path = Py_None;
 
-	if (!self->c.error || is_sharing(self))
+	if (!self->l.c.error || is_sharing(self))
 		Py_RETURN_NONE;
-	if (self->c.failed == STEP_EXEC && self->strings[1])
-		path = PyList_GetItem(self->strings[1], self->c.path_index);
-	return Py_BuildValue("isO", self->c.error, STEP_NAMES[self->c.failed], path);
+	if (self->l.c.failed == STEP_EXEC && self->strings[1])
+		path = PyList_GetItem(self->strings[1], self->l.c.path_index);
+	return Py_BuildValue("isO", self->l.c.error, STEP_NAMES[self->l.c.failed], path);
 }
 
 PyDoc_STRVAR(reap_doc,
@@ -331,7 +223,7 @@ static PyObject *reap(Child *self, PyObject *Py_UNUSED(unused))
 	siginfo_t info;
 
 	info.si_pid = 0;
-	if (waitid(P_PIDFD, (id_t)self->pidfd, &info, WEXITED | WNOHANG | __WALL) < 0)
+	if (waitid(P_PIDFD, (id_t)self->l.pidfd, &info, WEXITED | WNOHANG | __WALL) < 0)
 		return PyErr_SetFromErrno(PyExc_OSError);
 	if (!info.si_pid)
 		Py_RETURN_NONE;
@@ -342,9 +234,9 @@ PyDoc_STRVAR(close_doc, "close($self, /)\n--\n\nClose the pidfd. Idempotent.");
 
 static PyObject *close_pidfd(Child *self, PyObject *Py_UNUSED(unused))
 {
-	int fd = self->pidfd;
+	int fd = self->l.pidfd;
 
-	self->pidfd = -1;
+	self->l.pidfd = -1;
 	if (fd >= 0)
 		close(fd);
 	Py_RETURN_NONE;
@@ -354,9 +246,9 @@ PyDoc_STRVAR(take_pidfd_doc, "take_pidfd($self, /)\n--\n\nThe pidfd, which is th
 
 static PyObject *take_pidfd(Child *self, PyObject *Py_UNUSED(unused))
 {
-	int fd = self->pidfd;
+	int fd = self->l.pidfd;
 
-	self->pidfd = -1;
+	self->l.pidfd = -1;
 	return PyLong_FromLong(fd);
 }
 
@@ -365,7 +257,7 @@ static PyObject *new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py
 	Child *self = (Child *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
 
 	if (self)
-		self->pidfd = -1;
+		self->l.pidfd = -1;
 	return (PyObject *)self;
 }
 
@@ -374,8 +266,8 @@ static void dealloc(Child *self)
 {
 	PyTypeObject *type = Py_TYPE((PyObject *)self);
 
-	if (self->pidfd >= 0)
-		close(self->pidfd);
+	if (self->l.pidfd >= 0)
+		close(self->l.pidfd);
 	if (is_sharing(self)) /* the child writes into us: never freed */
 		return;
 	free_memory(self);
@@ -395,13 +287,13 @@ static PyMethodDef methods[] = {
 };
 
 static PyMemberDef members[] = {
-	{"pid", T_LONG, offsetof(Child, pid), READONLY, "0 before the start; negative: clone's errno"},
-	{"pidfd", T_INT, offsetof(Child, pidfd), READONLY, "-1 if closed"},
-	{"moved", T_INT, offsetof(Child, moved), READONLY, "it moved itself into the cgroup: clone3 was refused"},
+	{"pid", T_INT, offsetof(Child, l.c.pid), READONLY, "0 before the start; negative: clone's errno"},
+	{"pidfd", T_INT, offsetof(Child, l.pidfd), READONLY, "-1 if closed"},
+	{"moved", T_INT, offsetof(Child, l.moved), READONLY, "it moved itself into the cgroup: clone3 was refused"},
 	{NULL, 0, 0, 0, NULL},
 };
 
-static PyType_Slot slots[] = {
+static PyType_Slot child_slots[] = {
 	{Py_tp_doc, "A program on its way to its exec, and then the process that it is. Owns the pidfd."},
 	{Py_tp_new, new},
 	{Py_tp_dealloc, dealloc},
@@ -409,53 +301,78 @@ static PyType_Slot slots[] = {
 	{Py_tp_members, members},
 	{0, NULL},
 };
-static PyType_Spec spec = {"pinfold.spawn._spawn.Child", sizeof(Child), 0, Py_TPFLAGS_DEFAULT, slots};
+static PyType_Spec child_spec = {"pinfold.spawn._spawn.Child", sizeof(Child), 0, Py_TPFLAGS_DEFAULT, child_slots};
 
-/* ---- what else Python lacks -------------------------------------------------------------------- */
+/* ---- a thread for vfork ------------------------------------------------------------------------ */
 
-PyDoc_STRVAR(prctl_doc, "prctl(option, value, /)\n--\n\nprctl(2), for options that take one number. Raises OSError.");
+PyDoc_STRVAR(serve_doc,
+"serve($self, /)\n--\n\n"
+"Wait for a child to start, start it, and sleep until it has exec'ed or ended. False: closed instead.");
 
-static PyObject *call_prctl(PyObject *Py_UNUSED(module), PyObject *args)
+static PyObject *serve(Launcher *self, PyObject *Py_UNUSED(unused))
 {
-	int option, result;
-	unsigned long value;
-
-	if (!PyArg_ParseTuple(args, "ik", &option, &value))
-		return NULL;
-	result = prctl(option, value, 0, 0, 0);
-	return result < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(result);
+	Py_BEGIN_ALLOW_THREADS
+	while (get_word(&self->state) == IDLE)
+		wait_word(&self->state, 1, 3600);
+	if (self->state == LAUNCHING)
+		launch(&self->child->l, 0);
+	Py_END_ALLOW_THREADS
+	if (self->state == CLOSED)
+		Py_RETURN_FALSE;
+	Py_CLEAR(self->child);
+	self->state = IDLE;
+	Py_RETURN_TRUE;
 }
 
-PyDoc_STRVAR(signalfd_doc,
-"signalfd(signals, /)\n--\n\n"
-"A descriptor that is readable while one of these blocked signals is pending (Linux 2.6.22). Raises OSError.");
+PyDoc_STRVAR(close_launcher_doc, "close($self, /)\n--\n\nLet the thread of an idle one go.");
 
-static PyObject *make_signalfd(PyObject *Py_UNUSED(module), PyObject *list)
+static PyObject *close_launcher(Launcher *self, PyObject *Py_UNUSED(unused))
 {
-	sigset_t set;
-	int fd;
-
-	sigemptyset(&set);
-	for (Py_ssize_t i = 0, n = PyList_Size(list); i < n; i++)
-		sigaddset(&set, (int)PyLong_AsLong(PyList_GetItem(list, i)));
-	if (PyErr_Occurred())
-		return NULL;
-	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	return fd < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLong(fd);
+	if (self->state == IDLE)
+		set_word(&self->state, CLOSED);
+	Py_RETURN_NONE;
 }
 
-static PyMethodDef functions[] = {
-	{"prctl", call_prctl, METH_VARARGS, prctl_doc},
-	{"signalfd", make_signalfd, METH_O, signalfd_doc},
+static PyObject *new_launcher(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+	return ((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+}
+
+static void dealloc_launcher(Launcher *self)
+{
+	PyTypeObject *type = Py_TYPE((PyObject *)self);
+
+	Py_CLEAR(self->child);
+	((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+	Py_DECREF(type);
+}
+
+static PyMethodDef launcher_methods[] = {
+	{"serve", (PyCFunction)serve, METH_NOARGS, serve_doc},
+	{"close", (PyCFunction)close_launcher, METH_NOARGS, close_launcher_doc},
 	{NULL, NULL, 0, NULL},
 };
+static PyType_Slot launcher_slots[] = {
+	{Py_tp_doc, "Hands a Child to the thread that calls `serve`, which launches it."},
+	{Py_tp_new, new_launcher},
+	{Py_tp_dealloc, dealloc_launcher},
+	{Py_tp_methods, launcher_methods},
+	{0, NULL},
+};
+static PyType_Spec launcher_spec = {"pinfold.spawn._spawn.Launcher", sizeof(Launcher), 0, Py_TPFLAGS_DEFAULT,
+				    launcher_slots};
+
+/* ---- the module -------------------------------------------------------------------------------- */
 
 static int prepare(PyObject *module)
 {
-	PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
-	int failed = !type || PyModule_AddObjectRef(module, "Child", type) < 0;
+	PyObject *child = PyType_FromModuleAndSpec(module, &child_spec, NULL);
+	PyObject *launcher = PyType_FromModuleAndSpec(module, &launcher_spec, NULL);
+	int failed = !child || !launcher || PyModule_AddObjectRef(module, "Child", child) < 0 ||
+		     PyModule_AddObjectRef(module, "Launcher", launcher) < 0;
 
-	Py_XDECREF(type);
+	launcher_type = (PyTypeObject *)launcher;
+	Py_XDECREF(child);
 	return failed ? -1 : 0;
 }
 
@@ -463,7 +380,7 @@ static struct PyModuleDef module = {
 	.m_base = PyModuleDef_HEAD_INIT,
 	.m_name = "_spawn",
 	.m_doc = "Start a program inside a cgroup (clone3, CLONE_INTO_CGROUP); and system calls that Python lacks.",
-	.m_methods = functions,
+	.m_methods = calls,
 	.m_slots = (PyModuleDef_Slot[]){{Py_mod_exec, prepare}, {0, NULL}},
 };
 

@@ -20,34 +20,27 @@ LOW: Final = 64  # so few are copied in no time
 _NUMBERS: Final = 6  # two starts at once with all three; a third one copies the table
 
 _lock = threading.Lock()
-_users = 0
 _free: deque[int] = deque()
 _out: deque[tuple[Child, list[int]]] = deque()
 
 
 def reserve() -> None:
     """Hold some low numbers, as far as there are any; for `release` to give up."""
-    global _users
     with _lock:
-        _users += 1
-        if _users == 1:
-            with contextlib.suppress(OSError):  # out of descriptors: then there are none to lend
-                null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-                try:
-                    _free.extend(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3) for _ in range(_NUMBERS))
-                finally:
-                    os.close(null)
-            _drop(LOW)
+        with contextlib.suppress(OSError):  # out of descriptors: then there are none to lend
+            null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _free.extend(fcntl.fcntl(null, fcntl.F_DUPFD_CLOEXEC, 3) for _ in range(_NUMBERS))
+            finally:
+                os.close(null)
+        _drop(LOW)
 
 
 def release() -> None:
-    """Give them up with the last user."""
-    global _users
+    """Give them up."""
     with _lock:
-        _users -= 1
-        if _users == 0:
-            _take_back(everything=True)
-            _drop(0)
+        _take_back(everything=True)
+        _drop(0)
 
 
 def _drop(limit: int) -> None:

@@ -4,25 +4,58 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 from pinfold.command import Command
 from pinfold.errors import CommandNotExecutable, CommandNotFound, SpawnError
-from pinfold.spawn import lent, shared
+from pinfold.spawn import launchers, lent, shared
 from pinfold.spawn._spawn import Child
 from pinfold.spawn.steps import HELPER, descriptors
 
-__all__ = ["Child", "failure", "settle", "start", "start_orphan"]
+__all__ = ["Child", "failure", "release", "reserve", "settle", "start", "start_orphan"]
 
 
-def start(child: Child, command: Command, steps: bytes, fds: list[int], cgroup: int, *, wait: bool = False) -> None:
+_lock = threading.Lock()
+_users = 0
+
+
+def reserve() -> None:
+    """Hold what starts need; `release` gives it up with the last user."""
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            lent.reserve()
+
+
+def release() -> None:
+    """One who starts commands has done so; nothing is left of them."""
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            lent.release()
+            launchers.end()
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def start(child: Child, command: Command, steps: bytes, fds: list[int], cgroup: int, *, vfork: bool = False) -> None:
     """Start a command in the cgroup whose directory is the fd `cgroup`, and return without waiting for its exec.
 
-    `wait`: return once it has exec'ed, for a cgroup with a memory controller (see _spawn.c). `fds` become its 0, 1 and
-    2 (INHERIT: ours). They must stay open until `child.wait_detached` says so. Raises nothing of its own: `failure`
-    tells what has failed, at once where not even a process was made (`child.pid` is negative), else when the child has
-    ended. `child` has the pid and the pidfd before anything can be raised: a signal handler of the host program may
-    raise on the way back from here, and a return value would be lost with it.
+    `vfork`: for a cgroup with a memory controller (see launchers.py). `fds` become its 0, 1 and 2 (INHERIT: ours). They
+    must stay open until `child.wait_detached` says so. `failure` tells what has failed, at once where not even a
+    process was made (`child.pid` is negative), else when the child has ended. Raises Error where there is no thread for
+    a vfork. `child` has the pid and the pidfd before anything else can be raised: a signal handler of the host program
+    may raise on the way back from here, and a return value would be lost with it.
     """
+    launcher = launchers.idle() if vfork else None
     detach = 0
     if command.attributes.keep_fds == ():
         low = max(fds)
@@ -31,7 +64,8 @@ def start(child: Child, command: Command, steps: bytes, fds: list[int], cgroup: 
         detach = max(low + 1, 3) if low < lent.LOW else 0
     if command.identity.changes:
         shared.begin(child)
-    child.start(command.argv, command.candidates(), command.env, descriptors(*fds) + steps, cgroup, detach, False, wait)
+    child.start(command.argv, command.candidates(), command.env, descriptors(*fds) + steps, cgroup, detach, False,
+                launcher)  # fmt: skip
 
 
 def settle(child: Child, command: Command) -> bool:

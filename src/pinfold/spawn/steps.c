@@ -188,6 +188,13 @@ static long detach(struct child *c)
 	return 0;
 }
 
+/* Whoever waits for us while the thread that made us sleeps in vfork has the pid from here. */
+static void say_pid(struct child *c)
+{
+	__atomic_store_n(&c->pid, (int)RAW1(SYS_getpid, 0), __ATOMIC_RELEASE);
+	RAW3(SYS_futex, &c->pid, FUTEX_WAKE, 1);
+}
+
 int run_steps(void *arg)
 {
 	struct child *c = arg;
@@ -195,6 +202,8 @@ int run_steps(void *arg)
 	uint64_t mask = 0;
 	long err;
 
+	if (c->vfork)
+		say_pid(c);
 	if (c->detach && (err = detach(c)) < 0)
 		leave(c, STEP_FDS, err);
 	if (c->move && (err = move_into(c->cgroup)) < 0)

@@ -42,6 +42,8 @@ struct child { /* lives until the child has exec'ed or ended */
 	int cgroup;
 	int move;    /* into `cgroup`: it was not born there */
 	int detach;  /* the first descriptor that it need not copy from our table; 0: it has a copy already */
+	int vfork;   /* the thread that calls clone sleeps until the exec; another one waits for the pid */
+	int pid;     /* 0: not started; negative: the errno of clone */
 	/* Written by the child: */
 	int detached; /* it has a table of descriptors of its own */
 	int failed;   /* enum op, if error */
