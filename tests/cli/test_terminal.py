@@ -57,7 +57,8 @@ def once(number: int) -> str:
 
 
 def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    of_threads = Path(f"/proc/{pid}/task").glob("*/children")  # with a memory controller a thread starts the command
+    return [int(child) for file in of_threads for child in file.read_text().split()]
 
 
 def ended(pid: int) -> bool:

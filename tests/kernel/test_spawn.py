@@ -18,6 +18,7 @@ import pinfold
 from pinfold.command import PLAIN, TRANSPARENT, Identity
 from pinfold.runs import request
 from pinfold.spawn import lent
+from pinfold.spawn import start as spawn
 from pinfold.spawn._spawn import Child, prctl
 from pinfold.spawn.steps import HELPER, compose, descriptors, rlimit
 
@@ -557,3 +558,60 @@ def test_where_clone3_is_refused_the_command_is_moved_into_its_cgroup_and_contai
     assert (found["missing"]["step"], found["missing"]["errno"]) == ("exec", "ENOENT")
     assert (found["cwd"]["step"], found["cwd"]["errno"]) == ("cwd", "ENOENT")
     assert found["children"] == []
+
+
+# ---- by vfork, in a thread -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def by_vfork(monkeypatch):
+    """As where the cgroup has a memory controller."""
+    start = spawn.start
+    monkeypatch.setattr(spawn, "start", lambda *args, vfork: start(*args, vfork=True))
+
+
+def test_what_asks_to_die_with_its_parent_does_not_die_with_a_start(cgroup2, by_vfork):
+    """To the kernel its parent is the thread that has started it: that one has to live on."""
+    argv = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", "echo ready; read -r line"]
+    with pinfold.Fold() as fold:
+        runs = [fold.start(argv, stdin=pinfold.PIPE, stdout=pinfold.PIPE, timeout=30) for _ in range(5)]
+        assert [run.stdout.readline() for run in runs] == [b"ready\n"] * 5
+        fold.run(["true"])
+        for run in runs:
+            run.stdin.write(b"go\n")
+            run.stdin.close()
+        assert [run.wait(20).returncode for run in runs] == [0] * 5
+        for run in runs:
+            run.stdout.close()
+
+
+def test_its_threads_are_few_and_go_with_the_last_fold(cgroup2, by_vfork):
+    def launchers() -> int:
+        return sum(thread.name == "pinfold-start" for thread in threading.enumerate())
+
+    with pinfold.Fold() as fold:
+        for _ in range(50):
+            fold.run(["true"])
+        assert 1 <= launchers() <= 3  # it may be busy yet when the next one is wanted
+    for thread in threading.enumerate():
+        if thread.name == "pinfold-start":
+            thread.join(10)
+    assert launchers() == 0
+
+
+def test_without_a_thread_for_it_the_start_is_refused(cgroup2, by_vfork, monkeypatch):
+    def refuse(_thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pinfold.Fold() as fold:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(pinfold.SpawnError, match="no thread to start it from") as raised:
+            fold.run(["true"])
+        assert (raised.value.step, raised.value.errno) == ("clone", errno.EAGAIN)
+        assert raised.value.result.receipt.removed
+
+
+def test_a_failing_start_by_vfork_says_the_same(cgroup2, by_vfork):
+    assert type(refused(["/no/such/program"])) is pinfold.CommandNotFound
+    assert type(refused(["/"])) is pinfold.CommandNotExecutable
+    assert pinfold.run(["sh", "-c", "exit 3"]).returncode == 3

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -326,3 +328,24 @@ def test_an_unknown_encoding_is_refused_before_anything_is_started(cgroup2, tmp_
 def test_a_closed_descriptor_is_refused_before_anything_is_started(cgroup2):
     with pytest.raises(OSError, match="Bad file descriptor"):
         pinfold.run(["true"], stdout=9999)
+
+
+def test_a_dropped_run_lets_go_of_its_descriptors_without_the_garbage_collector(cgroup2, wait_until):
+    def open_fds() -> list[str]:
+        links = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+        return sorted(str(link) for link in links if str(link).startswith(("pipe:", "anon_inode:")))
+
+    both = {"stdout": pinfold.PIPE, "stderr": pinfold.PIPE}
+    with pinfold.Fold() as fold:
+        fold.start(["true"]).wait(10)
+        before = open_fds()
+        gc.disable()
+        try:
+            run = fold.start(["sh", "-c", "sleep 0.1; echo out; echo err >&2"], **both)
+            assert run.stdout.read() == b"out\n", "it had to wait for that"
+            assert run.wait(10).returncode == 0
+            assert open_fds() != before, "the control: it has some"
+            del run
+            wait_until(lambda: open_fds() == before, "the loop's thread to let go of it, too")
+        finally:
+            gc.enable()

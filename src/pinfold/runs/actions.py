@@ -174,14 +174,15 @@ class Actions(ABC):
         ending, command, cgroup = self.ending, self.plan.command, self.ending.scope.cgroup
         relaxed = self._limits is not None and self._limits.relax_for_exec()
         self._shares = relaxed or command.identity.changes
-        start.start(self.child, command, self.plan.steps, self.io.child, cgroup.dirfd,
-                    vfork="memory" in ending.scope.controllers)  # fmt: skip
+        try:
+            start.start(self.child, command, self.plan.steps, self.io.child, cgroup.dirfd,
+                        vfork="memory" in ending.scope.controllers)  # fmt: skip
+        except SpawnError as error:
+            return self._never_started(error)
         if self.child.pid < 0:
-            self._reap()
-            error = start.failure(self.child, command, cgroup.path)
-            assert error is not None
-            self._refused(error)
-            return Event.SPAWN_FAILED
+            failed = start.failure(self.child, command, cgroup.path)
+            assert failed is not None
+            return self._never_started(failed)
         ending.pid, ending.moved = self.child.pid, bool(self.child.moved)
         clear_all(self._heap)  # the child is on its way: what is done now costs nobody time
         self._backend.prepare()
@@ -190,6 +191,11 @@ class Actions(ABC):
         if not self._let_go():
             self.life.look_at(Event.EXEC_LOOK, clock() + LOOK_EXEC)
         return Event.SPAWNED
+
+    def _never_started(self, error: SpawnError) -> Event:
+        self._reap()
+        self._refused(error)
+        return Event.SPAWN_FAILED
 
     def _refused(self, error: SpawnError) -> None:
         self.ending.error, self.ending.pid, self.ending.returncode = error, None, None

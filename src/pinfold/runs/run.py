@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +12,11 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from pinfold import errors, units
-from pinfold.fds import wake
 from pinfold.result import Placement, Result
 from pinfold.runs.loop import READABLE, Loop, SharedLoop
 from pinfold.runs.pipes import Capture, Feed
 from pinfold.runs.plan import Plan
+from pinfold.runs.reader import End, Reader
 from pinfold.runs.report import report
 from pinfold.runs.request import Span
 from pinfold.runs.states import Event
@@ -44,9 +43,7 @@ class Run:
         self._failure: BaseException | None = None  # why there is none
         self._said: tuple[Any, Any] | None = None  # what `communicate` has read
         self._pid = os.getpid()
-        self.ended = threading.Event()  # set when nothing of the run is left
-        self._ending = threading.Lock()  # guards _over, which the end writes to
-        self._over = -1
+        self.ended = End()  # when nothing of the run is left
         self.stdin: IO[Any] | None = None
         self.stdout: IO[Any] | None = None
         self.stderr: IO[Any] | None = None
@@ -66,7 +63,7 @@ class Run:
                 self._supervision.abort()
                 forget(self._supervision)
             self._close_streams()
-            self._close_over()
+            self.ended.close()
             raise
 
     def _wait_for_exec(self) -> None:
@@ -84,9 +81,9 @@ class Run:
         if 0 in pipes:
             self.stdin = self._as_text(os.fdopen(pipes.pop(0), "wb"))
         if 1 in pipes:
-            self.stdout = self._as_text(io.BufferedReader(_Reader(pipes.pop(1), self._over_fd)))
+            self.stdout = self._as_text(io.BufferedReader(Reader(pipes.pop(1), self.ended)))
         if 2 in pipes:
-            self.stderr = self._as_text(io.BufferedReader(_Reader(pipes.pop(2), self._over_fd)))
+            self.stderr = self._as_text(io.BufferedReader(Reader(pipes.pop(2), self.ended)))
 
     def _as_text(self, stream: Any) -> IO[Any]:
         encoding = self._plan.encoding
@@ -102,20 +99,7 @@ class Run:
             except BaseException as error:  # noqa: BLE001  # it is raised by `wait`
                 self._failure = error
         self._forget(supervision)
-        with self._ending:
-            self.ended.set()
-            if self._over >= 0:
-                wake(self._over)
-
-    def _over_fd(self) -> int:
-        """An fd that is readable for ever once the run has ended; made for the first reader that has to wait.
-
-        It wakes readers whose pipe is held open outside the cgroup.
-        """
-        with self._ending:
-            if self._over < 0:
-                self._over = os.eventfd(int(self.ended.is_set()), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            return self._over
+        self.ended.set()
 
     def _ask(self, wanted: Callable[[], None]) -> None:
         """Have the loop do something; nothing if the run has ended."""
@@ -177,7 +161,7 @@ class Run:
         try:
             if self.stdin is not None:
                 feed = self._feed(input, loop)
-            loop.add(self._over_fd(), READABLE, lambda: None)
+            loop.add(self.ended.descriptor(), READABLE, lambda: None)
             while not self.ended.is_set() and not (
                 all(c is None or c.done for c in captures) and (feed is None or feed.fd < 0)
             ):
@@ -269,7 +253,7 @@ class Run:
             self.kill()
         self._close_streams()
         self.ended.wait()
-        self._close_over()
+        self.ended.close()
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
@@ -278,57 +262,5 @@ class Run:
                     stream.close()
         self._supervision.io.close_pipes()
 
-    def _close_over(self) -> None:
-        with self._ending:
-            over, self._over = self._over, -1
-        if over >= 0:
-            os.close(over)
-
-    def __del__(self) -> None:
-        # Its loop holds a reference until the run has ended.
-        if hasattr(self, "_over") and self._over >= 0:
-            os.close(self._over)
-
     def __repr__(self) -> str:
         return f"<pinfold.Run {self.args!r} pid {self._supervision.child.pid}>"
-
-
-class _Reader(io.RawIOBase):
-    """A pipe end that ends when the run has: also when a process outside the cgroup still holds the other end."""
-
-    def __init__(self, fd: int, over: Callable[[], int]) -> None:
-        self._fd, self._get_over = fd, over
-        self._over = -1
-
-    def readable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
-        return self._fd
-
-    def readinto(self, buffer: Any) -> int:
-        while True:
-            over = self._over >= 0 and self._poll(0)
-            try:
-                return os.readv(self._fd, [buffer])
-            except BlockingIOError:
-                if over:
-                    return 0
-                if self._over < 0:
-                    self._over = os.dup(self._get_over())
-                self._poll(None)
-
-    def _poll(self, timeout: int | None) -> bool:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        poll.register(self._over, select.POLLIN)
-        return any(fd == self._over for fd, _mask in poll.poll(timeout))
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._fd)
-            if self._over >= 0:
-                os.close(self._over)
-        super().close()

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import threading
 
-from pinfold.errors import Error
 from pinfold.spawn._spawn import Launcher
 
 _lock = threading.Lock()
@@ -22,17 +21,14 @@ _wanted = False
 
 
 def idle() -> Launcher:
-    """One that is free, for one start; its thread is made if need be. Raises Error where there is none to be had."""
+    """One that is free, for one start; its thread is made if need be. RuntimeError: the kernel has refused that."""
     global _wanted
     with _lock:
         _wanted = True
         if _idle:
             return _idle.pop()
     launcher = Launcher()
-    try:
-        threading.Thread(target=_serve, args=(launcher,), name="pinfold-start", daemon=True).start()
-    except RuntimeError as error:  # clone(2) has refused
-        raise Error(f"no thread to start the command from: {error}") from error
+    threading.Thread(target=_serve, args=(launcher,), name="pinfold-start", daemon=True).start()
     return launcher
 
 

@@ -9,7 +9,7 @@ import threading
 from pinfold.command import Command
 from pinfold.errors import CommandNotExecutable, CommandNotFound, SpawnError
 from pinfold.spawn import launchers, lent, shared
-from pinfold.spawn._spawn import Child
+from pinfold.spawn._spawn import Child, Launcher
 from pinfold.spawn.steps import HELPER, descriptors
 
 __all__ = ["Child", "failure", "release", "reserve", "settle", "start", "start_orphan"]
@@ -51,11 +51,11 @@ def start(child: Child, command: Command, steps: bytes, fds: list[int], cgroup: 
 
     `vfork`: for a cgroup with a memory controller (see launchers.py). `fds` become its 0, 1 and 2 (INHERIT: ours). They
     must stay open until `child.wait_detached` says so. `failure` tells what has failed, at once where not even a
-    process was made (`child.pid` is negative), else when the child has ended. Raises Error where there is no thread for
-    a vfork. `child` has the pid and the pidfd before anything else can be raised: a signal handler of the host program
-    may raise on the way back from here, and a return value would be lost with it.
+    process was made (`child.pid` is negative), else when the child has ended. Raises SpawnError where there is no
+    thread for a vfork. `child` has the pid and the pidfd before anything else can be raised: a signal handler of the
+    host program may raise on the way back from here, and a return value would be lost with it.
     """
-    launcher = launchers.idle() if vfork else None
+    launcher = _launcher(command) if vfork else None
     detach = 0
     if command.attributes.keep_fds == ():
         low = max(fds)
@@ -66,6 +66,14 @@ def start(child: Child, command: Command, steps: bytes, fds: list[int], cgroup: 
         shared.begin(child)
     child.start(command.argv, command.candidates(), command.env, descriptors(*fds) + steps, cgroup, detach, False,
                 launcher)  # fmt: skip
+
+
+def _launcher(command: Command) -> Launcher:
+    try:
+        return launchers.idle()
+    except RuntimeError as error:
+        program = repr(os.fsdecode(command.argv[0]))
+        raise SpawnError("clone", errno.EAGAIN, program, f"no thread to start it from: {error}") from error
 
 
 def settle(child: Child, command: Command) -> bool:
