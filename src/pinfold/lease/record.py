@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final, NamedTuple, Self
 
 from pinfold import late
@@ -114,13 +115,19 @@ def _require_pids(found: dict[str, Any], *names: str) -> None:
             raise MalformedError(f"its {name} is {found[name]!r:.40}, which is no process'")
 
 
-def write(directory: int, attribute: str, record: OwnerRecord | RunRecord) -> bool:
-    """Write a record on a held cgroup directory. False: this kernel takes no user attributes there. Raises OSError."""
+@cache
+def _encode() -> Callable[[Any], str]:
+    """Made once: `json.dumps` makes an encoder each time, which takes longer than to encode."""
     with late.lock:
         import json
 
     # With escapes the largest labels would be longer than an attribute can be (XATTR_SIZE_MAX, 64 KiB).
-    text = json.dumps({"schema": SCHEMA, **record._asdict()}, ensure_ascii=False, separators=(",", ":"))
+    return json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def write(directory: int, attribute: str, record: OwnerRecord | RunRecord) -> bool:
+    """Write a record on a held cgroup directory. False: this kernel takes no user attributes there. Raises OSError."""
+    text = _encode()({"schema": SCHEMA, **record._asdict()})
     return set_attribute(directory, attribute, text.encode())
 
 

@@ -24,7 +24,7 @@ from pinfold.runs.plan import Plan
 from pinfold.runs.reap import collect
 from pinfold.runs.remains import Heap, clear_all
 from pinfold.runs.report import report
-from pinfold.runs.request import Argument, Options, plan, plan_again
+from pinfold.runs.request import Argument, Options, plan_again
 from pinfold.runs.run import Run
 from pinfold.runs.supervise import Supervision
 from pinfold.spawn import start as spawn
@@ -98,7 +98,7 @@ class Fold:
 
     def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
         """Start a command and return while it runs; see `pinfold.start`."""
-        wanted = plan(argv, manual=True, **options)
+        wanted = plan_again(argv, {**options, "manual": True})
         loop = self._shared_loop()
 
         def supervise(on_end: Callable[[], None]) -> Supervision:
