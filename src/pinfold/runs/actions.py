@@ -60,7 +60,7 @@ class Actions(ABC):
         self._events: deque[Event] = deque()
         self._taking = False
         self._reaped = self._watching = False
-        self._shares = False  # until its exec, the child shares more with us than memory
+        self.shares = False  # until its exec, the child shares more with us than memory
         self._limits: AppliedLimits | None = None
         self._naming: Naming | None = None
         self._work_left: Iterator[None] = iter(())
@@ -173,7 +173,7 @@ class Actions(ABC):
     def _spawn(self) -> Event:
         ending, command, cgroup = self.ending, self.plan.command, self.ending.scope.cgroup
         relaxed = self._limits is not None and self._limits.relax_for_exec()
-        self._shares = relaxed or command.identity.changes
+        self.shares = relaxed or command.identity.changes
         try:
             start.start(self.child, command, self.plan.steps, self.io.child, cgroup.dirfd,
                         vfork="memory" in ending.scope.controllers)  # fmt: skip
@@ -210,9 +210,9 @@ class Actions(ABC):
             if done:
                 lent.take_back()
                 self.io.close_for_child()
-        if self._shares:
+        if self.shares:
             if self._reaped or self.child.wait_exec(0):
-                self._shares = False
+                self.shares = False
                 start.settle(self.child, self.plan.command)
                 if self._limits is not None:
                     self._limits.restore_cpu()

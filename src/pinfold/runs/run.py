@@ -73,6 +73,8 @@ class Run:
             pass
         if child.failure() is not None:
             self.ended.wait()
+        elif self._supervision.shares:  # what was changed for the exec is as it has to be before anybody relies on it
+            self._in_the_loop(self._supervision.look_exec)
         if isinstance(self._failure, errors.SpawnError):
             raise self._failure
 

@@ -140,6 +140,12 @@ class Supervision(Actions):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.child.pid, number)
 
+    def look_exec(self) -> bool:
+        """Take back what the child has had of ours, if it has come as far as its exec."""
+        if not self.ended:
+            self._look_exec()
+        return not self.shares
+
     def freeze(self) -> bool:
         """Stop the whole tree; `is_frozen` tells when it has come to a stop."""
         if not self.ended:
