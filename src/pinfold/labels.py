@@ -8,7 +8,7 @@ from typing import Final
 
 from pinfold.errors import UsageError
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,63}")
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_./-]{0,63}"
 _AT_MOST: Final = 32
 _VALUE_AT_MOST: Final = 256
 
@@ -20,7 +20,7 @@ def checked_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
     if not isinstance(labels, Mapping):
         raise UsageError(f"labels is {type(labels).__name__}: must be a mapping of names to texts")
     for name, value in labels.items():
-        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        if not isinstance(name, str) or re.fullmatch(_NAME, name) is None:
             raise UsageError(f"label {name!r:.80}: a name has up to 64 letters, digits, '_', '-', '.' and '/'")
         if not isinstance(value, str) or len(value) > _VALUE_AT_MOST or not value.isprintable():
             raise UsageError(

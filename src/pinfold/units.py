@@ -17,8 +17,9 @@ INFINITY: Final = math.inf
 _MAX_SECONDS: Final = 1e10  # 317 years; more is a slip of the pen
 
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE]?)(iB)?", re.ASCII)
-_DECIMAL_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGTPE])B", re.ASCII)
+# Patterns are texts here: `re` compiles each at its first use, and keeps it.
+_SIZE: Final = r"(?a)(\d+(?:\.\d+)?)\s*([KMGTPE]?)(iB)?"
+_DECIMAL_SIZE: Final = r"(?a)(\d+(?:\.\d+)?)\s*([kKMGTPE])B"
 
 _SPAN_UNITS: Final = {
     **dict.fromkeys(("us", "usec"), 1e-6),
@@ -29,7 +30,7 @@ _SPAN_UNITS: Final = {
     **dict.fromkeys(("d", "day", "days"), 86400.0),
     **dict.fromkeys(("w", "week", "weeks"), 604800.0),
 }
-_SPAN_PART: Final = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", re.ASCII)
+_SPAN_PART: Final = r"(?a)\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)"
 
 
 def size(value: object, what: str = "size") -> int:
@@ -43,7 +44,7 @@ def size(value: object, what: str = "size") -> int:
     if not isinstance(value, str):
         raise UsageError(f"{what} {value!r}: must be bytes as an int, or text such as '64M'")
     text = value.strip()
-    if match := _SIZE.fullmatch(text):
+    if match := re.fullmatch(_SIZE, text):
         number, unit, binary = match.groups()
         if len(number) > 40:
             raise UsageError(f"{what} {value!r}: more than the kernel can count (2^63 - 1 bytes)")
@@ -54,7 +55,7 @@ def size(value: object, what: str = "size") -> int:
             if result >= 2**63:
                 raise UsageError(f"{what} {value!r}: more than the kernel can count (2^63 - 1 bytes)")
             return result
-    if match := _DECIMAL_SIZE.fullmatch(text):
+    if match := re.fullmatch(_DECIMAL_SIZE, text):
         number, unit = match.group(1), match.group(2).upper()
         power = _POWERS[unit]
         if number.isdigit():
@@ -95,9 +96,9 @@ def _span_of_text(value: str, what: str) -> float:
     text = value.strip()
     if text in ("infinity", "inf"):
         return INFINITY
-    total, at = 0.0, 0
+    total, at, part = 0.0, 0, re.compile(_SPAN_PART)
     while at < len(text):
-        match = _SPAN_PART.match(text, at)
+        match = part.match(text, at)
         if not match:
             break
         number, unit = match.groups()

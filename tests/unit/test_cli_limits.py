@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pinfold.cli.run import _arguments, run
+from pinfold.cli.one_run import _arguments
+from pinfold.cli.run import run
 from pinfold.errors import UsageError
 from pinfold.limits import Limits
 

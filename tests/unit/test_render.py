@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pinfold.cli import render
-from pinfold.cli.run import exit_status
+from pinfold.cli.one_run import exit_status
 from pinfold.result import Events, Placement, Receipt, Stuck, Usage
 
 CLEAN = Receipt(True, 0, [], 0, None, 0, False, [], True, [], [])

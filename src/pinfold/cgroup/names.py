@@ -28,9 +28,9 @@ _PREFIX: Final = "pinfold-"  # of whatever we make beside cgroups of others
 _SCOPE: Final = ".scope"
 _RUN_ID: Final = "[0-9a-f]{16}"
 _MADE_BASE: Final = "pinfold-[0-9a-f]{12}"
-_RUN: Final = re.compile(f"{RUN_PREFIX}{_RUN_ID}")
-_BASE: Final = re.compile(rf"(?:.*/)?{_MADE_BASE}|.*\{_SCOPE}/{BASE_IN_SCOPE}")
-_WITHIN_A_RUN: Final = re.compile(f"/(?:{BASE_IN_SCOPE}|{_MADE_BASE})/{RUN_PREFIX}{_RUN_ID}(?:/|$)")
+_RUN: Final = f"{RUN_PREFIX}{_RUN_ID}"
+_BASE: Final = rf"(?:.*/)?{_MADE_BASE}|.*\{_SCOPE}/{BASE_IN_SCOPE}"
+_WITHIN_A_RUN: Final = f"/(?:{BASE_IN_SCOPE}|{_MADE_BASE})/{RUN_PREFIX}{_RUN_ID}(?:/|$)"
 
 
 def new_base() -> str:
@@ -60,12 +60,12 @@ def run(run_id: str) -> str:
 
 def run_id(name: str) -> str | None:
     """The id of the run whose cgroup has this name; None if it is not named like one."""
-    return name.removeprefix(RUN_PREFIX) if _RUN.fullmatch(name) else None
+    return name.removeprefix(RUN_PREFIX) if re.fullmatch(_RUN, name) else None
 
 
 def is_base(path: str) -> bool:
     """Whether the cgroup of this path is named like the base of a fold."""
-    return _BASE.fullmatch(path) is not None
+    return re.fullmatch(_BASE, path) is not None
 
 
 def is_base_in_scope(path: str) -> bool:
@@ -88,7 +88,7 @@ def base_below(name: str) -> str | None:
 
 def is_within_a_run(path: str) -> bool:
     """Whether the cgroup of this path is that of a run, or below one."""
-    return _WITHIN_A_RUN.search(path) is not None
+    return re.search(_WITHIN_A_RUN, path) is not None
 
 
 def slice_path(uid: int) -> str:

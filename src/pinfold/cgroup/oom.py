@@ -23,10 +23,10 @@ _KMSG: Final = "/dev/kmsg"
 _RECORD: Final = 8192  # CONSOLE_EXT_LOG_MAX
 # The log escapes what is no printable ASCII (msg_add_ext_text() of kernel/printk/printk.c). Names may hold anything
 # else, commas and `,task=` too; that of a task has at most 15 bytes.
-_VICTIM: Final = re.compile(
+_VICTIM: Final = (
     rb"oom-kill:.*?task_memcg=(?P<cgroup>.*?),task=(?P<comm>(?:\\x[0-9a-f]{2}|[^\\]){0,15}),pid=(?P<pid>\d+),uid=\d+$"
 )
-_ESCAPED: Final = re.compile(rb"\\x([0-9a-f]{2})")
+_ESCAPED: Final = rb"\\x([0-9a-f]{2})"
 
 
 class Verdict(NamedTuple):
@@ -103,9 +103,9 @@ def victim(run: str) -> dict[str, Any] | None:
                 continue
             if not record:  # containers put /dev/null there
                 return found
-            match = _VICTIM.search(record.partition(b";")[2].partition(b"\n")[0])
+            match = re.search(_VICTIM, record.partition(b";")[2].partition(b"\n")[0])
             if match and f"/{run}/".encode() in match["cgroup"] + b"/":
-                comm = _ESCAPED.sub(lambda escape: bytes.fromhex(escape[1].decode()), match["comm"])
+                comm = re.sub(_ESCAPED, lambda escape: bytes.fromhex(escape[1].decode()), match["comm"])
                 found = {"pid": int(match["pid"]), "comm": comm.decode("utf-8", "backslashreplace")}
     except OSError:  # EAGAIN: its end
         return found

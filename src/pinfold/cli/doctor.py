@@ -15,7 +15,7 @@ from pinfold.cgroup import places
 from pinfold.cli.checks import Check, confinement, controllers, faults, features, guarded, leases
 from pinfold.cli.checks.manager import Surroundings, systemd
 from pinfold.cli.checks.trial import Trial
-from pinfold.cli.render import safe
+from pinfold.cli.status import safe
 
 
 @click.command()

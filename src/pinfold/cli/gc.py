@@ -7,7 +7,8 @@ import json
 import click
 
 from pinfold.backend import idle_slice
-from pinfold.cli.render import count, safe
+from pinfold.cli.render import count
+from pinfold.cli.status import safe
 from pinfold.lease import find, sweep
 from pinfold.lease.sweep import Swept
 

@@ -8,8 +8,8 @@ import os
 import click
 
 from pinfold import units
-from pinfold.cli.main import complain
-from pinfold.cli.render import count, safe
+from pinfold.cli.render import count
+from pinfold.cli.status import complain, safe
 from pinfold.lease import find
 from pinfold.lease.end import Killed, end
 from pinfold.lease.select import NotChosenError, Wanted, choose

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
-import threading
 from importlib import import_module
 from typing import Any, Final
 
 import click
 
-from pinfold import errors
+from pinfold.cli.status import Complaint, give_up_unwritable, status_of
 
 # A subcommand's module is imported when it is called: `pinfold run` should not wait for doctor's imports.
 _COMMANDS: Final = {
@@ -44,75 +41,29 @@ def cli() -> None:
     """Run commands of which nothing strays: each in a cgroup v2 of its own, killed and proven empty at its end."""
 
 
-def complain(message: str) -> None:
-    """One line of ours on stderr; stdout belongs to the command. Where it cannot be written, the status stays right."""
-    safe = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    with contextlib.suppress(OSError):
-        click.echo(f"pinfold: {safe}", err=True)
-
-
 def main(argv: list[str] | None = None) -> Any:
-    """The entry point. Exits with the status that DESIGN and README document; 125 is pinfold's own failure."""
+    """The entry point for every subcommand. Exits with the status that DESIGN and README document."""
     arguments = sys.argv[1:] if argv is None else argv
     failed = 125 if arguments[:1] == ["run"] else 2
-    lost: list[BaseException] = []  # what ended a thread of ours: said once, here, and not as its traceback
-    threading.excepthook = lambda thread: lost.append(thread.exc_value) if thread.exc_value else None
+    try:
+        sys.exit(status_of(lambda: _invoke(arguments), failed))
+    finally:
+        give_up_unwritable()
+
+
+def _invoke(arguments: list[str]) -> int:
     try:
         # Not `cli.main`: that makes a silent 1 of every EPIPE.
         with cli.make_context("pinfold", arguments) as context:
-            sys.exit(cli.invoke(context) or 0)
+            return cli.invoke(context) or 0
     except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        return done.exit_code
+    except click.Abort:
+        raise KeyboardInterrupt from None
     except click.exceptions.NoArgsIsHelpError as error:
-        with contextlib.suppress(OSError):
-            click.echo(error.format_message(), err=True)
-        sys.exit(failed)
+        raise Complaint(error.format_message(), as_it_is=True) from error
     except click.ClickException as error:
-        complain(_one_line(error))
-        sys.exit(failed)
-    except errors.UsageError as error:
-        complain(str(error))
-        sys.exit(failed)
-    except errors.Error as error:
-        if lost:
-            _own_fault(lost[0])
-        else:
-            complain(str(error))
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
-    except OSError as error:
-        complain(str(error))
-        sys.exit(failed)
-    except Exception as error:  # noqa: BLE001  # a fault of ours must not look like a status of the command
-        _own_fault(error)
-        sys.exit(failed)
-    finally:
-        _give_up_unwritable()
-
-
-def _give_up_unwritable() -> None:
-    """Drop what could not be written: the interpreter would try again at its exit, and make the status 120."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except OSError:
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(null, stream.fileno())
-            os.close(null)
-
-
-def _own_fault(error: BaseException) -> None:
-    import traceback
-
-    if os.environ.get("PINFOLD_DEBUG"):
-        with contextlib.suppress(OSError):
-            traceback.print_exception(error)
-    what = traceback.format_exception_only(error)[-1].strip()
-    complain(f"internal error: {what} (please report it; PINFOLD_DEBUG=1 shows where)")
+        raise Complaint(_one_line(error)) from error
 
 
 def _one_line(error: click.ClickException) -> str:

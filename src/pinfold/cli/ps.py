@@ -12,7 +12,8 @@ from typing import Final
 
 import click
 
-from pinfold.cli.render import count, safe
+from pinfold.cli.render import count
+from pinfold.cli.status import safe
 from pinfold.lease import find
 from pinfold.lease.facts import FoldFacts, ProcessFacts, RunFacts, snapshot
 from pinfold.lease.select import Wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pinfold.cli.status import safe
 from pinfold.errors import SpawnError
 from pinfold.result import Result, Stray, Stuck
 from pinfold.units import readable_size, readable_span, signal_name
@@ -101,11 +102,6 @@ def _names(processes: list[Stray], total: int) -> str:
     named = [f"{safe(p.comm or '?')} ({p.pid})" for p in processes[:_NAMED_IN_THE_LINE]]
     more = total - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")
-
-
-def safe(text: str) -> str:
-    """Foreign text as one harmless piece: no control or escape characters reach the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def why_not_started(error: SpawnError) -> str:

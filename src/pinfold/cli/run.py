@@ -1,271 +1,41 @@
-"""`pinfold run`: one command, its result, and an exit status."""
+"""`pinfold run`, as click has it: for its help, and for what is wrong with a command line."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import signal
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import click
 
-from pinfold import errors, units
-from pinfold.cli import render
-from pinfold.cli.main import complain
-from pinfold.cli.orphans import Orphans
-from pinfold.cli.terminal import Signals, as_found, on_terminal
-from pinfold.errors import SpawnError, UsageError
-from pinfold.labels import parse_labels
-from pinfold.limits import Limits
-from pinfold.limits.properties import from_properties
-from pinfold.policy import Policy
-from pinfold.result import Result
-from pinfold.runs.fold import Fold
-from pinfold.runs.loop import Loop
-from pinfold.runs.request import plan
-from pinfold.runs.supervise import Supervision
-
-SIGNAL_GRACE: Final = 5.0  # seconds from a signal to us to the kill, where --grace says nothing
-TIMED_OUT: Final = 124
-FAILED: Final = 125
-_KILLED: Final = 128 + 9
-# Options that are limits, and the limits' own names.
-_LIMITS: Final = {
-    "memory": "memory_max",
-    "swap": "memory_swap_max",
-    "oom_group": "memory_oom_group",
-    "pids": "pids_max",
-    "cpus": "cpu_max",
-    **{name: name for name in ("memory_high", "memory_low", "cpu_weight", "cpuset_cpus", "cpuset_mems")},
-    **{name: name for name in ("io_max", "io_weight", "hugetlb")},
-}
-_RLIMITS: Final = ("nofile", "nproc", "fsize", "core", "stack", "as")
-_TIME_OUTCOMES: Final = ("timed_out", "idle_timed_out", "cpu_timed_out")
+from pinfold.cli.one_run import one_run
+from pinfold.cli.options import OPTIONS, Option, name_of
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
-@click.option("-t", "--timeout", metavar="TIME", help="End it after this long: 5, 500ms, '1min 30s'.")
-@click.option("-k", "--grace", metavar="TIME", help="At a limit send the signal first; kill this much later.")
-@click.option("-s", "--signal", "stop_signal", default="TERM", metavar="SIG", help="The signal; TERM by default.")
-@click.option("--idle-timeout", metavar="TIME", help="End it when it has written nothing for this long.")
-@click.option("--cpu-timeout", metavar="TIME", help="End it when its processes have used this much CPU time.")
-@click.option("--memory", metavar="SIZE", help="Most memory: 64M, 50%. At the limit all of it is killed.")
-@click.option("--memory-high", metavar="SIZE", help="Slow it down above this much memory.")
-@click.option("--memory-low", metavar="SIZE", help="Take none away from it below this much memory.")
-@click.option("--swap", metavar="SIZE", help="Most swap; 0 for none.")
-@click.option("--oom-group/--no-oom-group", default=None, help="Kill all of it at its memory limit, or only some.")
-@click.option("--stall-timeout", metavar="TIME", help="End it when it was stuck at its memory limit for this long.")
-@click.option("--pids", metavar="N", help="Most processes and threads.")
-@click.option("--cpus", metavar="N", help="Most CPUs' worth of time, such as 1.5.")
-@click.option("--cpu-weight", metavar="N", help="Its share of a busy CPU, 1 to 10000; 100 is usual.")
-@click.option("--cpuset-cpus", metavar="LIST", help="Only these CPUs, such as 0-3,8.")
-@click.option("--cpuset-mems", metavar="LIST", help="Only memory of these NUMA nodes.")
-@click.option("--io-max", multiple=True, metavar="'DEV KEY=N…'", help="Most IO: rbps, wbps, riops, wiops of a device.")
-@click.option("--io-weight", metavar="N", help="Its share of a busy device, 1 to 10000; 100 is usual.")
-@click.option("--hugetlb", multiple=True, metavar="PAGE=SIZE", help="Most huge pages, such as 2MB=64M.")
-@click.option("--rlimit", multiple=True, metavar="NAME=N[:N]", help="nofile nproc fsize core stack as, each process.")
-@click.option("-p", "--property", "properties", multiple=True, metavar="NAME=VALUE", help="A limit by systemd's name.")
-@click.option("--best-effort", is_flag=True, help="Run without the limits that this host cannot set.")
-@click.option("-E", "--env", "env", multiple=True, metavar="NAME[=VALUE]", help="Set, or pass on, a variable.")
-@click.option("--clear-env", is_flag=True, help="Start from an empty environment.")
-@click.option("-C", "--chdir", metavar="DIR", help="Run it there.")
-@click.option("--user", metavar="USER", help="Run it as this user, with its groups (root only).")
-@click.option("--strays", type=click.Choice(["kill", "wait"]), default="kill", help="What its descendants get.")
-@click.option("--output-limit", metavar="SIZE", help="End it when it has written more than this to a stream.")
-@click.option(
-    "--backend", type=click.Choice(["auto", "cgroupfs", "systemd"]), default="auto", help="Who makes cgroups."
-)
-@click.option("--unit", metavar="NAME", help="A systemd scope of its own by this name, its limits as properties.")
-@click.option("--slice", "slice_name", metavar="NAME", help="The slice of its scope; pinfold.slice by default.")
-@click.option("--profile", type=click.Choice(["plain", "hardened"]), default="plain", help="How it is confined.")
-@click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A word for `pinfold ps` and `kill`.")
-@click.option("--result", "result_file", metavar="FILE", help="Write the Result there, as JSON.")
-@click.option("--result-fd", type=int, metavar="N", help="Write the Result to this open descriptor.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing about how it ended.")
-@click.option("-v", "--verbose", is_flag=True, help="Say also what it used and what was cleaned up.")
-@click.argument("argv", nargs=-1, type=click.UNPROCESSED)
-def run(argv: tuple[str, ...], **options: Any) -> int:
-    """Run ARGV in a cgroup of its own. When it has ended, or a limit was hit, nothing of it is left.
+def _parameter(option: Option) -> click.Option:
+    flags = option.flags.split()
+    if option.value is None:
+        return click.Option([*flags, name_of(option)], is_flag=True, default=option.default, help=option.help)
+    return click.Option(
+        [*flags, name_of(option)],
+        type=click.Choice(option.choices) if option.choices else None,
+        metavar=None if option.choices else option.value,
+        multiple=option.many,
+        default=option.default,
+        help=option.help,
+    )
+
+
+def _run(argv: tuple[str, ...], **options: Any) -> int:
+    return one_run(list(argv), options)
+
+
+run = click.Command(
+    "run",
+    callback=_run,
+    context_settings={"allow_interspersed_args": False},
+    params=[*map(_parameter, OPTIONS), click.Argument(["argv"], nargs=-1, type=click.UNPROCESSED)],
+    help="""Run ARGV in a cgroup of its own. When it has ended, or a limit was hit, nothing of it is left.
 
     Its stdout and stderr are ours. Exit status: the command's own; 124 a time limit; 125 pinfold failed; 126 it cannot
     be executed; 127 it was not found; 128+N signal N (137 also for the memory limit and the output limit).
-    """
-    if not argv:
-        raise UsageError("there is no command to run (see 'pinfold run --help')")
-    arguments = _arguments(options)
-    write_result = _result_writer(options["result_file"], options["result_fd"])
-    try:
-        place = {
-            "backend": options["backend"],
-            "slice": options["slice_name"],
-            "scope_per_run": options["unit"] is not None,
-        }
-        result, ended_by = _supervised(list(argv), place, arguments)
-    except SpawnError as error:
-        complain(render.why_not_started(error))
-        if error.result is not None:
-            write_result(error.result)
-        return error.exit_code
-    if not options["quiet"]:
-        _report(result, verbose=options["verbose"])
-    write_result(result)
-    return exit_status(result, ended_by)
-
-
-def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple[Result, int | None]:
-    shared = on_terminal()
-    orphans = Orphans()  # before the signals, which may bring a child of ours (group_signals.py)
-    signals = Signals(shared_group=shared, grace=arguments["grace"] or SIGNAL_GRACE)
-    try:
-        wanted = plan(argv, start_new_session=not shared, keep_ignored=signals.ignored, **arguments)
-        with as_found(), Fold(**place, move_caller=True, spare=False) as fold:
-
-            def attend(run: Supervision, loop: Loop) -> None:
-                signals.attend(run, loop, lambda: orphans.reap(run.child.pid))
-
-            result = fold.carry_out(wanted, attend)
-            signals.dismiss_witness()
-            escaped = orphans.sweep(keep=fold.guard)
-            result.receipt = result.receipt._replace(escaped_processes=escaped)
-    finally:
-        signals.close()
-    return result, signals.ended_by
-
-
-def _arguments(options: dict[str, Any]) -> dict[str, Any]:
-    """From options to the library's arguments; everything is checked before anything is made."""
-    return {
-        "timeout": _span(options["timeout"], "--timeout"),
-        "grace": units.span(options["grace"] or 0, "--grace"),
-        "stop_signal": units.signal_number(options["stop_signal"], "--signal"),
-        "idle_timeout": _span(options["idle_timeout"], "--idle-timeout"),
-        "cpu_timeout": _span(options["cpu_timeout"], "--cpu-timeout"),
-        "env": _environment(options["env"], clear=options["clear_env"]),
-        "cwd": options["chdir"],
-        "user": options["user"],
-        "strays": options["strays"],
-        "output_limit": _size(options["output_limit"], "--output-limit"),
-        "limits": _limits(options),
-        "stall_timeout": _span(options["stall_timeout"], "--stall-timeout"),
-        "unit": options["unit"],
-        "labels": parse_labels(options["labels"], "--label"),
-        "policy": Policy(profile=options["profile"]),
-        "output_exceeded": "kill",
-    }
-
-
-def _limits(options: dict[str, Any]) -> Limits | None:
-    """Those of the options, and those of systemd's names."""
-    asked: dict[str, Any] = {
-        field: options[option] for option, field in _LIMITS.items() if options[option] not in (None, ())
-    }
-    for setting in options["rlimit"]:
-        name, equals, value = setting.partition("=")
-        if not equals or name not in _RLIMITS:
-            raise UsageError(f"--rlimit {setting}: expected NAME=N, with one of {', '.join(_RLIMITS)}")
-        asked[name] = value
-    for field, value in from_properties(list(options["properties"])).items():
-        if field in asked:
-            raise UsageError(f"{field} is asked for twice: by an option of its own and by --property; say which")
-        asked[field] = value
-    if not asked:
-        return None
-    return Limits.of({**asked, "requirement": "best_effort" if options["best_effort"] else "required"})
-
-
-def _span(text: str | None, option: str) -> float | None:
-    if text is None:
-        return None
-    seconds = units.span(text, option)
-    if seconds == 0:
-        raise UsageError(f"{option} {text}: timeout(1) reads 0 as no limit, others as at once; say which")
-    return seconds
-
-
-def _size(text: str | None, option: str) -> int | None:
-    return None if text is None else units.size(text, option)
-
-
-def _environment(settings: tuple[str, ...], *, clear: bool) -> dict[str, str] | None:
-    if not settings and not clear:
-        return None
-    env = {} if clear else dict(os.environ)
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if equals:
-            env[name] = value
-        elif name in os.environ:
-            env[name] = os.environ[name]
-        else:
-            raise UsageError(f"--env {setting}: is not set here, so there is nothing to pass on; say {setting}=VALUE")
-    return env
-
-
-def _result_writer(file: str | None, number: int | None) -> Callable[[Result], None]:
-    """Open the places for the Result now: better no run than a run whose result is lost."""
-    places = []
-    if number is not None:
-        try:
-            mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
-        except (OSError, OverflowError, ValueError) as error:
-            raise UsageError(f"--result-fd {number}: is not an open descriptor") from error
-        if mode == os.O_RDONLY:
-            raise UsageError(f"--result-fd {number}: is open for reading only")
-        places.append(number)
-    if file is not None:
-        try:
-            places.append(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--result {file}: cannot be written: {error}") from error
-
-    def write(result: Result) -> None:
-        text = (result.to_json() + "\n").encode()
-        failures = []
-        for fd in places:
-            try:
-                _write_whole(fd, text, overwrite=fd != number)
-            except OSError as error:
-                failures.append(f"the result could not be written to {fd if fd == number else file}: {error.strerror}")
-        if failures:
-            raise errors.Error("; ".join(failures))
-
-    return write
-
-
-def _write_whole(fd: int, text: bytes, *, overwrite: bool) -> None:
-    if overwrite:
-        with contextlib.suppress(OSError):  # a pipe, a device
-            os.ftruncate(fd, 0)
-    view = memoryview(text)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _report(result: Result, *, verbose: bool) -> None:
-    line = render.the_line(result)
-    if line:
-        complain(line)
-    if verbose:
-        for detail in render.details(result):
-            complain(detail)
-
-
-def exit_status(result: Result, ended_by: int | None = None) -> int:
-    """The exit status for a Result; `ended_by` is the signal to us that asked for its end.
-
-    A command that was asked to end, and did so with a status of its own, has that one; but 0 would say that it has
-    done its work.
-    """
-    if result.outcome in _TIME_OUTCOMES:
-        return TIMED_OUT
-    if result.outcome in ("output_exceeded", "oom_killed"):
-        return _KILLED
-    if ended_by is not None and (result.outcome == "canceled" or result.returncode == 0):
-        return 128 + ended_by
-    if result.returncode is None or result.error is not None:
-        return FAILED
-    if result.outcome == "canceled" and result.returncode == 0:
-        return 128 + signal.SIGTERM
-    return result.returncode if result.returncode >= 0 else 128 - result.returncode
+    """,
+)

@@ -11,8 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Final, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, Self, TypedDict, Unpack
 
+from pinfold import late
 from pinfold.backend import Backend
 from pinfold.backend.choose import Name as BackendName
 from pinfold.backend.choose import open_backend
@@ -25,9 +26,11 @@ from pinfold.runs.reap import collect
 from pinfold.runs.remains import Heap, clear_all
 from pinfold.runs.report import report
 from pinfold.runs.request import Argument, Options, plan_again
-from pinfold.runs.run import Run
 from pinfold.runs.supervise import Supervision
 from pinfold.spawn import start as spawn
+
+if TYPE_CHECKING:
+    from pinfold.runs.run import Run
 
 _CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed
 _CLOSE_LOOK: Final = 0.001
@@ -98,6 +101,9 @@ class Fold:
 
     def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
         """Start a command and return while it runs; see `pinfold.start`."""
+        with late.lock:
+            from pinfold.runs.run import Run
+
         wanted = plan_again(argv, {**options, "manual": True})
         loop = self._shared_loop()
 
