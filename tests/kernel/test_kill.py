@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import psutil
 import pytest
 
 import pinfold
+from pinfold.cgroup.group import Cgroup
+from pinfold.runs import actions
 
 NESTED = """
 set -e
@@ -87,6 +91,22 @@ def test_a_stray_without_leader_is_found_after_a_normal_exit(cgroup2, compiled):
     result = pinfold.run(["sh", "-c", f"{compiled('leader_exited')} & sleep 0.2"], stdout=pinfold.PIPE, timeout=10)
     check(result, strays=1, outcome="exited")
     assert result.receipt.stray_processes[0].comm == "leader_exited"
+
+
+def test_a_round_of_the_kill_that_is_cut_short_thaws_it(cgroup2, compiled, monkeypatch, slowness):
+    """Each round freezes the tree; the last one may be given up in the middle, as nobody is left."""
+    lost = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    monkeypatch.setattr(actions, "_SLICE", -1)  # a step at a time
+    thawed, thaw = [], Cgroup.thaw
+    monkeypatch.setattr(Cgroup, "thaw", lambda self: thawed.append(self.dirfd >= 0) or thaw(self))
+    result = pinfold.run([compiled("leader_exited"), "3"], timeout=0.5 * slowness, stdout=pinfold.PIPE)
+    assert result.receipt.kill_rounds >= 2
+    assert (result.receipt.emptied, result.receipt.removed) == (True, True)
+    gc.collect()
+    assert thawed
+    assert all(thawed)
+    assert [str(each.exc_value) for each in lost] == []
 
 
 def test_parents_that_wait_in_vfork_end(cgroup2, compiled, slowness):

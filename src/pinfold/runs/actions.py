@@ -11,12 +11,12 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Final
 
 from pinfold.backend import Backend
 from pinfold.cgroup import kill
-from pinfold.errors import SpawnError
+from pinfold.errors import CgroupError, SpawnError
 from pinfold.lease import record
 from pinfold.runs.ending import Ending
 from pinfold.runs.lifecycle import Lifecycle
@@ -63,7 +63,7 @@ class Actions(ABC):
         self.shares = False  # until its exec, the child shares more with us than memory
         self._limits: AppliedLimits | None = None
         self._naming: Naming | None = None
-        self._work_left: Iterator[None] = iter(())
+        self._work_left: Iterator[None] = iter(())  # for `_work`
         self._began = self._killed_at = 0.0
         self._bytes_at_kill = 0
         self._unit_fd = -1
@@ -287,6 +287,7 @@ class Actions(ABC):
             self._limits.relax_cpu()
 
     def _kill_each(self) -> None:
+        self._leave_work()
         self._work_left = kill.kill_each(self.ending.scope.cgroup)
         self._work()
 
@@ -297,6 +298,13 @@ class Actions(ABC):
                 self.life.look_at(Event.WORK_DUE, now + _LOOK)
                 return
 
+    def _leave_work(self) -> None:
+        """Give up what is left of it, while its cgroup is open: the tree may be frozen for it. Idempotent."""
+        work, self._work_left = self._work_left, iter(())
+        if isinstance(work, Generator):
+            with contextlib.suppress(CgroupError):
+                work.close()
+
     def _name_stuck(self) -> None:
         stuck = set(self.ending.scope.cgroup.list_pids(clock() + _LISTING)[0])
         if not self._reaped:
@@ -306,6 +314,7 @@ class Actions(ABC):
     def _drain(self) -> Event | None:
         ending = self.ending
         ending.emptied = not ending.stuck_pids
+        self._leave_work()
         if self._watching:
             self._watching = False
             self._loop.drop(ending.scope.cgroup.events_fd)
@@ -385,6 +394,7 @@ class Actions(ABC):
         self.io.close()
         ending = self.ending
         if hasattr(ending, "scope"):
+            self._leave_work()
             if self._watching:
                 self._watching = False
                 self._loop.drop(ending.scope.cgroup.events_fd)
