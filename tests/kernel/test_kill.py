@@ -97,7 +97,8 @@ def test_a_round_of_the_kill_that_is_cut_short_thaws_it(cgroup2, compiled, monke
     """Each round freezes the tree; the last one may be given up in the middle, as nobody is left."""
     lost = []
     monkeypatch.setattr(sys, "unraisablehook", lost.append)
-    monkeypatch.setattr(actions, "_SLICE", -1)  # a step at a time
+    monkeypatch.setattr(actions, "_SLICE", -1)  # a step at a time,
+    monkeypatch.setattr(actions, "_LOOK", 5.0)  # and the second one too late
     thawed, thaw = [], Cgroup.thaw
     monkeypatch.setattr(Cgroup, "thaw", lambda self: thawed.append(self.dirfd >= 0) or thaw(self))
     result = pinfold.run([compiled("leader_exited"), "3"], timeout=0.5 * slowness, stdout=pinfold.PIPE)
