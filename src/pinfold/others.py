@@ -67,7 +67,7 @@ def kill(
     if all and names:
         raise UsageError("all=True is every run: give names, or all=True")
     if not (names or wanted or all):
-        raise UsageError("which runs? Give names, labels or all=True")
+        raise UsageError("no run given: give names, labels or all=True")
     patience = units.span(grace, "grace")
     if signal is not None and not patience:
         raise UsageError("signal needs grace: how long to wait for its effect")

@@ -114,7 +114,7 @@ def test_a_frozen_run_is_killed(executor, ask, wait_until):
         (["--grace", "1", "--signal", "NOPE", "0123"], 2, "no such signal"),
         (["--signal", "TERM", "0123"], 2, "--grace"),
         (["--all", "0123"], 2, "--all"),
-        ([], 2, "which runs"),
+        ([], 2, "no run given"),
     ],
 )  # fmt: skip
 def test_what_names_nothing_is_one_clear_line(ask_here, arguments, code, said):

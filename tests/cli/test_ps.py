@@ -46,7 +46,7 @@ def folds(ask, *arguments, **options):
 
 
 def test_nothing_is_said_as_such(ask):
-    assert ask("ps").stdout == "nothing is run by pinfold here\n"
+    assert ask("ps").stdout == "no pinfold runs\n"
     assert folds(ask) == []
 
 
@@ -179,7 +179,7 @@ def test_a_dead_fold_is_shown_with_what_to_do(executor, ask):
     assert (fold["state"], fold["owner"], fold["owner_pid"]) == ("dead", None, other.process.pid)
     text = ask("ps").stdout
     assert f"process {other.process.pid} is gone" in text
-    assert text.endswith("what is dead here, `pinfold gc` kills and removes\n")
+    assert text.endswith("run `pinfold gc` to remove dead folds\n")
 
 
 @pytest.mark.parametrize("record", [None, b"{}", b"\xff\x1b[2J"])
@@ -241,7 +241,7 @@ def test_watch_says_it_again_and_ends_by_ctrl_c(watch, line_of):
 
 def test_watch_ends_quietly_when_nobody_reads(watch, line_of):
     process = watch()
-    assert line_of(process) == b"nothing is run by pinfold here\n"
+    assert line_of(process) == b"no pinfold runs\n"
     process.stdout.close()
     assert process.wait(30) == 0
     assert process.stderr.read() == b""
@@ -259,4 +259,4 @@ def test_watch_redraws_on_a_terminal(watch):
     finally:
         os.close(master)
         os.close(tty)
-    assert seen.startswith(b"\x1b[Hnothing is run by pinfold here\x1b[K\r\n\x1b[J")
+    assert seen.startswith(b"\x1b[Hno pinfold runs\x1b[K\r\n\x1b[J")

@@ -206,8 +206,8 @@ def test_what_ignores_it_is_killed(start):
 @pytest.mark.parametrize(
     ("names", "options", "why"),
     [
-        ((), {}, "which runs"),
-        ((), {"labels": {}}, "which runs"),
+        ((), {}, "no run given"),
+        ((), {"labels": {}}, "no run given"),
         (("0123",), {"all": True}, "names, or all=True"),
         ((["0123"],), {}, "must be a str"),
         (("012",), {}, "at least 4 digits"),

@@ -137,7 +137,7 @@ def test_a_period_comes_with_the_kernels_own_text():
     assert Limits(cpu_max="1000 2000", cpu_period_usec=2000).cpu_max == 0.5
     with pytest.raises(UsageError, match="cpu_period_usec 3000 say two periods"):
         Limits(cpu_max="1000 2000", cpu_period_usec=3000)
-    with pytest.raises(UsageError, match="there is no cpu_max"):
+    with pytest.raises(UsageError, match="needs cpu_max"):
         Limits(cpu_period_usec=3000)
 
 

@@ -110,7 +110,7 @@ def test_details_say_where_it_ran_and_why_there(a_result, placement, lines):
 def test_details_tell_what_was_used_and_what_nobody_knows(a_result):
     found = render.details(a_result(usage=Usage(1_500_000, 1_000_000, None, 3 << 20)))
     assert found[-1] == (
-        "usage: cpu 1.50 s, user 1.00 s, memory peak 3.0 MiB (this host does not tell: system, pids peak)"
+        "usage: cpu 1.50 s, user 1.00 s, memory peak 3.0 MiB (not reported by this host: system, pids peak)"
     )
 
 

@@ -38,7 +38,7 @@ class Revocable(Protocol):
         ...
 
     def release(self) -> None:
-        """Let go of the scope; twice is no harm."""
+        """Let go of the scope. Idempotent."""
         ...
 
 

@@ -53,9 +53,9 @@ class Guard:
     """A started guard. `fd` is its pidfd, readable once it has ended."""
 
     def __init__(self, *, obeys_term: bool) -> None:
-        """Start it; of us it has nothing but its end of the pipe.
+        """Start it. It inherits only its end of the pipe.
 
-        `obeys_term`: TERM ends it, as systemd's stop of its scope has to; else it is deaf to that too. Raises OSError.
+        `obeys_term`: SIGTERM ends it, as systemd's stop of its scope requires; else it ignores that. Raises OSError.
         """
         self.fd = self._lease = null = -1
         words = ["-c", _SCRIPT, "pinfold-guard", "" if obeys_term else "TERM", _python(), _SWEEP, _LIBRARY]
@@ -88,7 +88,7 @@ class Guard:
         return bool(poll.poll(within * 1000))
 
     def end(self) -> None:
-        """End it, while there is nothing for it to do any more; twice is no harm."""
+        """End it, when it has nothing to do any more. Idempotent."""
         fd, self.fd = self.fd, -1
         lease, self._lease = self._lease, -1
         try:
@@ -110,7 +110,7 @@ class Guard:
             os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
 
     def forget(self) -> None:
-        """Close what is ours of it; twice is no harm.
+        """Close our end of the pipe and its pidfd. Idempotent.
 
         In a forked child the lease is our parent's alone then; in the owner, the guard goes to work.
         """

@@ -96,7 +96,7 @@ class ScopeUnit:
         return self.guard.ended(within=_DYING)
 
     def release(self) -> None:
-        """End the guard and remove its leaf: systemd collects the scope once it is empty. Twice is no harm."""
+        """End the guard and remove its leaf: systemd collects the scope once it is empty. Idempotent."""
         self.guard.end()
         leaf, end = os.path.join(self.place.directory, names.GUARD), time.monotonic() + REMOVE_BOUND
         while os.path.isdir(leaf) and time.monotonic() < end:

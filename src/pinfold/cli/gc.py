@@ -1,4 +1,4 @@
-"""`pinfold gc`: what folds whose owner is gone have left is killed and removed."""
+"""`pinfold gc`: kill and remove what is left of folds whose owner has died."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pinfold.lease.sweep import Swept
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def gc(*, dry_run: bool, as_json: bool) -> int:
-    """Kill and remove what pinfolds that are gone have left, as far as this user may; live ones are not touched.
+    """Kill and remove what is left of pinfold processes that died, as far as this user may. Live ones are not touched.
 
-    Exit status 1 if something of it could not be removed. What is not ours, or cannot be read, is only reported.
+    Exit status 1 if something could not be removed. Cgroups that are not pinfold's, or cannot be read, are only listed.
     """
     top = find.top()
     # Before anything is said: nobody may read it any more.

@@ -16,28 +16,35 @@ from pinfold.lease.select import NotChosenError, Wanted, choose
 
 
 @click.command()
-@click.option("--label", "wanted", multiple=True, metavar="NAME[=VALUE]", help="Only runs with it; more than one: all.")
-@click.option("--all", "everything", is_flag=True, help="Every run of this uid; of root: of everybody.")
-@click.option("-k", "--grace", metavar="TIME", help="Send the signal first, and kill what is left this much later.")
-@click.option("-s", "--signal", "number", metavar="SIG", help="The signal; TERM by default. Needs --grace.")
+@click.option(
+    "--label",
+    "wanted",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Kill only runs with this label.",
+)
+@click.option("--all", "everything", is_flag=True, help="Kill every run of this user; as root, of every user.")
+@click.option("-k", "--grace", metavar="TIME", help="Send the signal first and kill this much later.")
+@click.option("-s", "--signal", "number", metavar="SIG", help="The signal for --grace; TERM by default.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("runs", nargs=-1, metavar="[RUN]…")
 def kill(
     wanted: tuple[str, ...], runs: tuple[str, ...], *, everything: bool, grace: str | None, number: str | None,
     as_json: bool,
 ) -> int:  # fmt: skip
-    """End each RUN with everything that it started; its own pinfold then says `canceled`.
+    """Kill each RUN with all its descendants; the pinfold that runs it then reports `canceled`.
 
-    RUN is a run's id or its first digits (4 or more), with or without `run-`, or its cgroup; or a fold by name, for all
-    its runs. See `pinfold ps`. Exit status 1 if there is no such run, or something of one could not be killed.
+    RUN is a run's id or its first digits (at least 4), with or without `run-`; or its cgroup; or the name of a fold,
+    for all its runs. See `pinfold ps`. A run needs every --label that is given. Exit status 1 if there is no such run,
+    or a process could not be killed.
     """
     labels = Wanted.parse(wanted)
     if everything and runs:
-        raise click.UsageError("--all is every run: say which, or all")
+        raise click.UsageError("--all already means every run: give RUN or --all, not both")
     if not (everything or runs or labels):
-        raise click.UsageError("which runs? Say RUN, --label or --all")
+        raise click.UsageError("no run given: give RUN, --label or --all")
     if number is not None and grace is None:
-        raise click.UsageError("--signal needs --grace: how long to wait for its effect")
+        raise click.UsageError("--signal needs --grace, the time to wait before the kill")
     patience = units.span(grace or 0, "--grace")
     asked = None if grace is None else units.signal_number(number or "TERM", "--signal")
     try:

@@ -12,12 +12,12 @@ from pinfold.cli.status import Complaint, give_up_unwritable, status_of
 
 # A subcommand's module is imported when it is called: `pinfold run` should not wait for doctor's imports.
 _COMMANDS: Final = {
-    "run": "Run a command in a cgroup of its own, and leave nothing of it.",
-    "ps": "Say which commands are running, of whom, and what they use.",
-    "kill": "End running commands, each with everything that it started.",
-    "gc": "Remove what pinfolds that are gone have left.",
-    "doctor": "Say what this host offers, what is missing, and how to mend it.",
-    "version": "Say which version this is.",
+    "run": "Run a command in its own cgroup and leave no process behind.",
+    "ps": "Show which commands run, whose they are, and what they use.",
+    "kill": "Kill running commands, each with all its descendants.",
+    "gc": "Clean up after pinfold processes that died.",
+    "doctor": "Show what this host offers, what is missing, and how to fix it.",
+    "version": "Print the version.",
 }
 
 
@@ -38,7 +38,7 @@ class _Lazy(click.Group):
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Run commands of which nothing strays: each in a cgroup v2 of its own, killed and proven empty at its end."""
+    """Run each command in its own cgroup v2; when it ends, kill what is left and verify that the cgroup is empty."""
 
 
 def main(argv: list[str] | None = None) -> Any:

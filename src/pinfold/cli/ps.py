@@ -25,13 +25,19 @@ _HOME, _CLEAR_LINE, _CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"  # ECMA-48: CUP, 
 
 
 @click.command()
-@click.option("--label", "wanted", multiple=True, metavar="NAME[=VALUE]", help="Only what has it; more than one: all.")
-@click.option("--watch", is_flag=True, help="Again every second, until Ctrl-C.")
+@click.option(
+    "--label",
+    "wanted",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="Show only runs with this label; repeat for more.",
+)
+@click.option("--watch", is_flag=True, help="Repeat every second, until Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; with --watch one in each line.")
 def ps(wanted: tuple[str, ...], *, watch: bool, as_json: bool) -> int:
-    """Show every fold that can be seen, with its runs: since when, which command, CPU time, memory, processes.
+    """Show every fold that this user can see, and its runs: age, command, CPU time, memory, processes.
 
-    A fold is a program that runs commands by pinfold, `pinfold run` for one.
+    A fold belongs to one program that runs commands with pinfold, such as `pinfold run`.
     """
     labels, top = Wanted.parse(wanted), find.top()
     try:
@@ -60,7 +66,7 @@ def _show(folds: list[FoldFacts], *, as_json: bool, watch: bool) -> None:
 def lines(folds: list[FoldFacts]) -> Iterator[str]:
     """Each fold, and its runs below it."""
     if not folds:
-        yield "nothing is run by pinfold here"
+        yield "no pinfold runs"
     for fold in folds:
         yield from _fold(fold)
         for at, run in enumerate(fold.runs):
@@ -68,7 +74,7 @@ def lines(folds: list[FoldFacts]) -> Iterator[str]:
             yield ("└── " if last else "├── ") + _run(run)
             yield ("    " if last else "│   ") + "    " + _command(run)
     if any(fold.state == "dead" and fold.problem is None for fold in folds):
-        yield "what is dead here, `pinfold gc` kills and removes"
+        yield "run `pinfold gc` to remove dead folds"
 
 
 def _fold(fold: FoldFacts) -> Iterator[str]:

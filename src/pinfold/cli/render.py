@@ -145,7 +145,7 @@ def details(result: Result) -> list[str]:
     unknown = [name for name, value in figures.items() if value is None]
     lines.append(
         f"usage: {', '.join(known) or 'nothing known'}"
-        + (f" (this host does not tell: {', '.join(unknown)})" if unknown else "")
+        + (f" (not reported by this host: {', '.join(unknown)})" if unknown else "")
     )
     return lines
 

@@ -14,7 +14,7 @@ import pinfold
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def version(as_json: bool) -> None:
-    """Say which version this is."""
+    """Print the version."""
     facts = {
         "pinfold": pinfold.__version__,
         "python": platform.python_version(),

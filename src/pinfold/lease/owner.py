@@ -1,8 +1,7 @@
 """Whether the owner of a fold lives.
 
-Where its pid means to us what it means to it, the process itself is asked: forked children, which share its locks, say
-nothing about it. Elsewhere (a container's fold seen from the host: another pid or time namespace; a process that /proc
-hides) its lock is.
+If we share the owner's pid namespace, we check the process itself; its lock alone proves nothing, as forked children
+keep it. Elsewhere (a container's fold seen from the host; a process that /proc hides) we check the lock.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def _is_abandoned(place: Place, directory: int, what: Literal["fold", "run"]) ->
 
 
 def _remove_unused(fold: FoldEntry, *, dry_run: bool) -> Swept | None:
-    """What was made by somebody who did not live to sign it, and so never used; rmdir alone decides.
+    """Remove a cgroup whose maker died before it wrote the owner record. Only rmdir is tried: what is in use stays.
 
     Raises nothing: if it cannot be told whose it is, or is not empty, it is left and reported.
     """

@@ -99,7 +99,7 @@ class Limits:
     def _normalise_cpu_max(self) -> None:
         if self.cpu_max is None:
             if self.cpu_period_usec is not None:
-                raise UsageError(f"cpu_period_usec {self.cpu_period_usec}: there is no cpu_max to pay out per period")
+                raise UsageError(f"cpu_period_usec {self.cpu_period_usec}: needs cpu_max")
             return
         number, period = values.cpus(self.cpu_max, "cpu_max")
         if period is not None:

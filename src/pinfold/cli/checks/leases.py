@@ -1,4 +1,4 @@
-"""What outlives an owner: the guard that sees to it that nothing does, and what dead ones have left."""
+"""Whether the guard works on this host, and what dead owners have left."""
 
 from __future__ import annotations
 
