@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pinfold.lease.facts import FoldFacts, ProcessFacts, RunFacts
     from pinfold.limits import Limits
     from pinfold.others import kill, ps
+    from pinfold.outcomes import Outcome
     from pinfold.policy import Policy
-    from pinfold.result import Outcome, Placement, Receipt, Result, Stray, Stream, Usage
+    from pinfold.result import Placement, Receipt, Result, Stray, Stream, Usage
     from pinfold.run_errors import CommandFailed, RunError, TimeoutExpired
     from pinfold.runs.fold import Fold, default_fold, run, start
     from pinfold.runs.run import Run
@@ -55,7 +56,8 @@ if not TYPE_CHECKING:  # a type checker would take every misspelt name for one o
         "limits": ("Limits",),
         "others": ("kill", "ps"),
         "policy": ("Policy",),
-        "result": ("Outcome", "Placement", "Receipt", "Result", "Stray", "Stream", "Usage"),
+        "outcomes": ("Outcome",),
+        "result": ("Placement", "Receipt", "Result", "Stray", "Stream", "Usage"),
         "run_errors": ("CommandFailed", "RunError", "TimeoutExpired"),
         "runs.fold": ("Fold", "default_fold", "run", "start"),
         "runs.run": ("Run",),

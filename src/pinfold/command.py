@@ -8,9 +8,13 @@ import pwd
 import re
 import signal
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
 
 from pinfold.errors import UsageError
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any, Final
+
 
 _PATHLIKE = (str, bytes, os.PathLike)
 

@@ -20,9 +20,12 @@ from __future__ import annotations
 
 import errno as _errno
 import os
-from typing import TYPE_CHECKING, Any, ClassVar
+
+from pinfold.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any, ClassVar
+
     from pinfold.result import Result
 
 

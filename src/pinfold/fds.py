@@ -5,7 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from typing import Final
+
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _ATTEMPTS: Final = 3  # to wake somebody
 

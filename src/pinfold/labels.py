@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 from pinfold.errors import UsageError
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_./-]{0,63}"
 _AT_MOST: Final = 32

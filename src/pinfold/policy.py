@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Self
-
 from pinfold.errors import Unsupported, UsageError
-from pinfold.result import Guarantee
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Literal, Self
+
+    from pinfold.outcomes import Guarantee
 
 
 class _Fields(NamedTuple):

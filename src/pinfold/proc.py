@@ -12,7 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Final
+
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _AT_MOST: Final = 1 << 17  # bytes
 _READERS: Final = 8  # so many blocking processes still let the others be read

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from pinfold import late
+from pinfold.typed import TYPE_CHECKING, NamedTuple, Protocol
 
-Guarantee = Literal["enforced", "cooperative"]
-Outcome = Literal[
-    "exited", "signaled", "timed_out", "idle_timed_out", "cpu_timed_out", "oom_killed", "output_exceeded", "canceled",
-    "spawn_failed", "lost",
-]  # fmt: skip
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    from pinfold.outcomes import Guarantee, Outcome
 
 
 class Stream(NamedTuple):
@@ -152,43 +151,33 @@ class Late(Protocol):
 
     def argv(self) -> list[str]:
         """What was executed."""
-        ...
 
     def stdout_stream(self) -> Stream:
         """The figures of its output."""
-        ...
 
     def stderr_stream(self) -> Stream:
         """The figures of its other output."""
-        ...
 
     def usage(self) -> Usage:
         """What the tree used."""
-        ...
 
     def events(self) -> dict[str, Any]:
         """What its limits did."""
-        ...
 
     def limits(self) -> dict[str, dict[str, Any]]:
         """What was asked, applied, missing."""
-        ...
 
     def receipt(self) -> Receipt:
         """What the clean-up met, and did."""
-        ...
 
     def placement(self) -> Placement:
         """Where it ran."""
-        ...
 
     def error(self) -> dict[str, Any] | None:
         """What went wrong beside the command."""
-        ...
 
     def limit_hit(self) -> float | None:
         """The time limit that ended it, in seconds."""
-        ...
 
 
 class Result:  # noqa: PLW1641  # it can be changed, so it has no hash

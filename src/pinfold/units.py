@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 import re
 import signal
-from typing import Final
 
 from pinfold.errors import UsageError
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 INFINITY: Final = math.inf
 _MAX_SECONDS: Final = 1e10  # 317 years; more is a slip of the pen

@@ -286,4 +286,4 @@ def test_the_lifecycle_imports_no_clock_and_no_descriptor():
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     }
-    assert imported == {"__future__", "pinfold.result", "pinfold.runs.states", "pinfold.units"}
+    assert imported == {"__future__", "pinfold.outcomes", "pinfold.runs.states", "pinfold.typed", "pinfold.units"}

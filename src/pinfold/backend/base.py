@@ -9,7 +9,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
 
 from pinfold.backend import Revocable, Scope
 from pinfold.backend.guard import Guard
@@ -22,6 +21,11 @@ from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError
 from pinfold.lease import find, owner, record
 from pinfold.result import Placement
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _LEASE_BOUND: Final = 1.0
 _LOOK: Final = 0.001

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Mapping
-from typing import Final
 
 from pinfold.backend import Scope, ScopeRequest
 from pinfold.backend.base import BaseCgroup
@@ -20,6 +19,10 @@ from pinfold.cgroup.controllers import ACCOUNTING, available, give, is_root
 from pinfold.errors import CgroupError, Unsupported
 from pinfold.lease import sweep
 from pinfold.result import Placement
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class CgroupfsBackend:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Final, Literal, cast, get_args
 
 from pinfold import late
 from pinfold.backend import Backend
@@ -12,8 +11,14 @@ from pinfold.backend.cgroupfs import CgroupfsBackend
 from pinfold.cgroup import delegation, names
 from pinfold.cgroup.places import own_place
 from pinfold.errors import NoSystemd, NotDelegated, UsageError
+from pinfold.typed import TYPE_CHECKING
 
-Name = Literal["auto", "cgroupfs", "systemd"]
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
+    Name = Literal["auto", "cgroupfs", "systemd"]
+
+_NAMES: Final = ("auto", "cgroupfs", "systemd")
 VARIABLE: Final = "PINFOLD_BACKEND"  # what `auto` means, for whoever runs a program and does not want its choice
 
 _FIX: Final = "use a host that systemd manages, as root or with a user manager of your own (loginctl enable-linger)"
@@ -22,9 +27,9 @@ _FIX: Final = "use a host that systemd manages, as root or with a user manager o
 def open_backend(name: Name, *, labels: Mapping[str, str], spare: bool, slice_name: str | None, scope_per_run: bool,
                  move_caller: bool) -> Backend:  # fmt: skip
     """Open the backend of this name. Raises UsageError, NoCgroup2, NotDelegated, NoSystemd, UnitError, CgroupError."""
-    if name == "auto" and (meant := os.environ.get(VARIABLE)):
-        name = cast("Name", meant)
-    if name not in get_args(Name):
+    if name == "auto":
+        name = os.environ.get(VARIABLE) or name  # type: ignore[assignment]  # it is looked at in the next line
+    if name not in _NAMES:
         raise UsageError(f"backend {name!r}: known are auto, cgroupfs and systemd")
     of_units = slice_name is not None or scope_per_run
     if name == "cgroupfs":

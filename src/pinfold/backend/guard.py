@@ -17,11 +17,15 @@ import select
 import signal
 import sys
 import weakref
-from typing import Final
 
 from pinfold.cgroup.names import RUN_PREFIX
 from pinfold.fds import clear_of_stdio
 from pinfold.spawn.start import start_orphan
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 # A shell, as its private memory is a quarter of a megabyte, and it starts in half a millisecond. Signals for all of a
 # unit, a session or a group are not for it. Where it cannot fork (RLIMIT_NPROC, pids.max: what it is to end may have

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
 
 from pinfold.proc import read
+from pinfold.typed import TYPE_CHECKING
 
-Kind = Literal["kubernetes", "podman", "docker", "github"]
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
+    Kind = Literal["kubernetes", "podman", "docker", "github"]
+
 
 MOUNT: Final = "mount -t cgroup2 none /sys/fs/cgroup"
 # A job's steps are in a system service of the runner, with sudo and without a session.

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
 
 from pinfold.cgroup.files import reread
 from pinfold.cgroup.places import Place, ancestors
 from pinfold.errors import Unsupported
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 ACCOUNTING: Final = frozenset({"cpu", "memory", "pids", "io"})  # enabled wherever they can be: they tell what was used
 _PROC_CGROUPS: Final = "/proc/cgroups"

@@ -12,13 +12,17 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from typing import Final
 
 from pinfold.cgroup import names
 from pinfold.cgroup.controllers import can_give
 from pinfold.cgroup.files import DIRECTORY
 from pinfold.cgroup.places import Place, ancestors, delegated_place, may_make_cgroups
 from pinfold.errors import CgroupError
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 NO_SYSTEMD: Final = "systemd is not the manager here (no /run/systemd/system)"
 _MOVE_BOUND: Final = 2.0  # seconds, for processes that fork while they are being moved

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Final
 
 from pinfold.errors import CgroupError, UsageError
 from pinfold.fds import clear_of_stdio
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 # In one system call what Python takes two for. The guard's last resort does without.
 try:

@@ -7,13 +7,17 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from typing import Final, Self
 
 from pinfold.cgroup import usage
 from pinfold.cgroup.files import DIRECTORY, Hierarchy, flat_keyed, reread, write
 from pinfold.errors import CgroupError
 from pinfold.proc import proc_is_ours, process_of
+from pinfold.typed import TYPE_CHECKING
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from typing import Final, Self
+
 
 GONE: Final = (errno.ENOENT, errno.ENODEV)  # the cgroup was removed beneath us
 REMOVE_BOUND: Final = 1.0  # seconds; rmdir may trail `populated 0` (from Linux 6.19)

@@ -9,9 +9,13 @@ import select
 import signal
 import time
 from collections.abc import Iterator
-from typing import Final
 
 from pinfold.cgroup.group import Cgroup
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 KILL_ROUND: Final = 0.05  # seconds from the kill to the first look that takes stronger means
 _END_ROUND: Final = 0.01  # as KILL_ROUND, where nothing else is to be done meanwhile

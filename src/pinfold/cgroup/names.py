@@ -15,7 +15,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
+
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 RUN_PREFIX: Final = "run-"
 BASE_IN_SCOPE: Final = "runs"

@@ -10,13 +10,17 @@ import contextlib
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NamedTuple
 
 from pinfold.cgroup.controllers import is_root
 from pinfold.cgroup.files import flat_keyed, reread
 from pinfold.cgroup.places import Place, ancestors
+from pinfold.typed import TYPE_CHECKING, NamedTuple
 
-By = Literal["own", "below", "ancestor", "host"]
+if TYPE_CHECKING:
+    from typing import Any, Final, Literal
+
+    By = Literal["own", "below", "ancestor", "host"]
+
 
 _LOCAL: Final = "memory.events.local"
 _KMSG: Final = "/dev/kmsg"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from typing import Final, NamedTuple
 
 from pinfold.cgroup import advice
 from pinfold.cgroup.files import Hierarchy
 from pinfold.errors import NoCgroup2, NotDelegated
 from pinfold.proc import read_text
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 KERNEL_FLOOR: Final = (5, 14)  # cgroup.kill
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from pinfold.cgroup.files import flat_keyed, nested_keyed, number, stall_usec
 from pinfold.result import Pressure, Usage
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _ALWAYS: Final = ("cpu.stat",)
 _PRESSURE: Final = ("cpu.pressure", "memory.pressure", "io.pressure")  # Linux 4.20

@@ -5,7 +5,11 @@ from __future__ import annotations
 import gc
 import signal
 import sys
-from typing import Any
+
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def entry() -> Any:

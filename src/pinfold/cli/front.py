@@ -6,9 +6,11 @@ the known, a request for help. Where both give an answer it is the same.
 
 from __future__ import annotations
 
-from typing import Any
-
 from pinfold.cli.options import OPTIONS, Option, name_of
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class _NotPlain(Exception):

@@ -7,7 +7,6 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
 
 from pinfold import errors, units
 from pinfold.cli import render
@@ -22,8 +21,11 @@ from pinfold.runs.fold import Fold
 from pinfold.runs.loop import Loop
 from pinfold.runs.request import plan
 from pinfold.runs.supervise import Supervision
+from pinfold.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from pinfold.limits import Limits
 
 SIGNAL_GRACE: Final = 5.0  # seconds from a signal to us to the kill, where --grace says nothing

@@ -11,12 +11,16 @@ import contextlib
 import os
 import signal
 import time
-from typing import Final
 
 from pinfold.proc import argv_within, proc_is_ours
 from pinfold.result import Stray
 from pinfold.runs.strays import Naming
 from pinfold.spawn._spawn import prctl
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SWEEP_BOUND: Final = 2.0

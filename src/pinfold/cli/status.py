@@ -8,9 +8,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import NoReturn
 
 from pinfold import errors
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 class Complaint(Exception):

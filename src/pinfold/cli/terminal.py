@@ -13,14 +13,18 @@ import signal
 import termios
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
 
 from pinfold.cli.group_signals import Witness
 from pinfold.runs.loop import READABLE, Loop
 from pinfold.runs.states import Event
 from pinfold.runs.supervise import Supervision
 from pinfold.spawn._spawn import signalfd
+from pinfold.typed import TYPE_CHECKING
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _FORWARDED: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGTSTP")
 _SI_KERNEL: Final = 0x80  # sigaction(2): sent by the kernel, here by the terminal

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple
 
 from pinfold.cgroup import names, places
 from pinfold.cgroup.files import flat_keyed
 from pinfold.cgroup.places import Place
 from pinfold.errors import UsageError
 from pinfold.lease import owner, record
-from pinfold.lease.owner import State
 from pinfold.lease.record import MalformedError, OwnerRecord, RunRecord
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
+    from pinfold.lease.owner import State
+
 
 _UNSIGNED: Final = "it has no owner record"
 

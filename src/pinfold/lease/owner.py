@@ -11,12 +11,17 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal, NamedTuple
 
 from pinfold.lease.record import OwnerRecord
 from pinfold.proc import proc_is_ours, start_time
+from pinfold.typed import TYPE_CHECKING, NamedTuple
 
-State = Literal["live", "dead"]
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
+    State = Literal["live", "dead"]
+
+
 _LOCK_BOUND: Final = 0.05  # seconds; those who probe a lock hold it for microseconds
 _LOOK: Final = 0.0005
 

@@ -10,9 +10,13 @@ import errno
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Final, NamedTuple, Self
 
 from pinfold import late
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any, Final, Self
+
 
 SCHEMA: Final = 1
 OWNER: Final = "user.pinfold.owner"

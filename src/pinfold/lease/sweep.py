@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple
 
 from pinfold.cgroup import kill, names
 from pinfold.cgroup.files import Hierarchy
@@ -19,6 +18,11 @@ from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.lease import find, owner, record
 from pinfold.lease.adopt import adopted
 from pinfold.lease.find import FoldEntry
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Final, Literal
+
 
 KILL_BOUND: Final = 2.0  # seconds for each fold; what is left then is held by the kernel or a tracer, and for later
 _GUARD_BOUND: Final = 10.0

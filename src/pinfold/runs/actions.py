@@ -12,7 +12,6 @@ import signal
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from typing import Final
 
 from pinfold.backend import Backend
 from pinfold.cgroup import kill
@@ -30,7 +29,12 @@ from pinfold.runs.stdio import Stdio
 from pinfold.runs.strays import Naming
 from pinfold.spawn import lent, shared, start
 from pinfold.spawn.start import Child
+from pinfold.typed import TYPE_CHECKING
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _SLICE: Final = 0.002  # seconds of work between two looks at the clock, and at other runs
 _LISTING: Final = 0.005  # for the strays, before the kill

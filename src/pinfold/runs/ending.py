@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
 
 from pinfold.result import Events, Placement, Stray
+from pinfold.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from pinfold.backend import Scope
     from pinfold.errors import SpawnError
     from pinfold.runs.remains import Remains

@@ -11,11 +11,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypedDict, Unpack
 
 from pinfold import late
 from pinfold.backend import Backend
-from pinfold.backend.choose import Name as BackendName
 from pinfold.backend.choose import open_backend
 from pinfold.errors import CgroupError, Error, UsageError
 from pinfold.labels import checked_labels
@@ -28,8 +26,12 @@ from pinfold.runs.report import report
 from pinfold.runs.request import Argument, Options, plan_again
 from pinfold.runs.supervise import Supervision
 from pinfold.spawn import start as spawn
+from pinfold.typed import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
+    from typing import Final, Self, Unpack
+
+    from pinfold.backend.choose import Name as BackendName
     from pinfold.runs.run import Run
 
 _CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed

@@ -16,7 +16,6 @@ says. Every state but `ended` that the command does not end by itself has a boun
 
 from __future__ import annotations
 
-from pinfold.result import Outcome
 from pinfold.runs.states import (
     AGAIN,
     ANSWERS,
@@ -36,7 +35,11 @@ from pinfold.runs.states import (
     Step,
     table,
 )
+from pinfold.typed import TYPE_CHECKING
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from pinfold.outcomes import Outcome
 
 
 class Lifecycle:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
 
 from pinfold.backend import Scope, ScopeRequest
 from pinfold.cgroup import oom
@@ -15,9 +14,12 @@ from pinfold.cgroup.places import ancestors
 from pinfold.errors import CgroupError, Error, SpawnError, Unsupported
 from pinfold.result import Events
 from pinfold.runs.memory import MemoryWatch
+from pinfold.typed import TYPE_CHECKING
 from pinfold.units import INFINITY
 
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from pinfold.limits import Limits
     from pinfold.limits.cgroup_files import Setting
 

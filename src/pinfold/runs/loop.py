@@ -14,10 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
 
 from pinfold.fds import clear_of_stdio, wake
+from pinfold.typed import TYPE_CHECKING, Protocol
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from typing import Any, Final
+
 
 READABLE: Final = select.POLLIN
 WRITABLE: Final = select.POLLOUT
@@ -38,15 +42,12 @@ class Driven(Protocol):
     @property
     def deadline(self) -> float:
         """When it wants to be told that time has passed."""
-        ...
 
     def expire(self, now: float) -> None:
         """Take one timer that has gone off."""
-        ...
 
     def fail(self, error: BaseException) -> None:
         """Something was raised while it was driven; it is not the others' matter."""
-        ...
 
 
 class Loop:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from pinfold.cgroup.files import flat_keyed, number, stall_usec
 from pinfold.cgroup.group import Cgroup
 from pinfold.cgroup.usage import memory_parts
+from pinfold.typed import TYPE_CHECKING
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 LOOK: Final = 0.1  # seconds
 _STUCK: Final = 0.8  # of the time, in which all its processes waited for memory

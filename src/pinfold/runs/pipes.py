@@ -12,9 +12,13 @@ import os
 import select
 import signal
 from collections.abc import Callable
-from typing import Final, Protocol
 
 from pinfold.result import Stream
+from pinfold.typed import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 CHUNK: Final = 1 << 16  # a pipe's default capacity (pipe(7))
 _BURST: Final = 16  # reads at a time, so that no stream holds up the clock
@@ -28,15 +32,12 @@ class Poller(Protocol):
 
     def add(self, fd: int, mask: int, handler: Callable[[], None]) -> None:
         """Begin."""
-        ...
 
     def drop(self, fd: int) -> None:
         """Forget an fd, before it is closed."""
-        ...
 
     def watches(self, fd: int) -> bool:
         """Whether this fd has been added."""
-        ...
 
 
 class _End:

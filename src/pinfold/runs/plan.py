@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from pinfold.backend import ScopeRequest
 from pinfold.command import Command
 from pinfold.policy import Policy
 from pinfold.runs.states import Bounds
 from pinfold.runs.stdio import StdioPlan
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class Plan(NamedTuple):

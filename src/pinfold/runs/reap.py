@@ -7,9 +7,13 @@ import fcntl
 import os
 import struct
 from collections import deque
-from typing import Final
 
 from pinfold.spawn.start import Child
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 # <linux/pidfd.h>, struct pidfd_info: mask, cgroupid, 11 ids, exit_code.
 _PIDFD_INFO: Final = struct.Struct("=QQ11Ii")

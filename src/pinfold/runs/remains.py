@@ -9,12 +9,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from typing import Final
 
 from pinfold.backend import Backend
 from pinfold.errors import CgroupError
 from pinfold.runs.ending import Ending
 from pinfold.runs.states import REMOVE_BOUND
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
 
 
 class Remains:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from errno import errorcode
-from typing import Any, Final
 
 from pinfold.cgroup.usage import usage
 from pinfold.errors import SpawnError
@@ -13,6 +12,11 @@ from pinfold.runs.pipes import Relay
 from pinfold.runs.plan import Plan
 from pinfold.runs.states import CAUSES
 from pinfold.runs.strays import NAMED_AT_MOST, printable, stuck
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, Final
+
 
 _STATUS_LOST: Final = (
     "the exit status was taken by somebody else: this program ignores SIGCHLD or waits for any child, and the kernel "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from pinfold import late, units
 from pinfold.backend import ScopeRequest
@@ -16,14 +15,16 @@ from pinfold.runs.plan import Plan
 from pinfold.runs.states import Bounds
 from pinfold.runs.stdio import PIPE, StdioPlan
 from pinfold.spawn.steps import compose
+from pinfold.typed import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from datetime import timedelta
+    from typing import IO, Any, Final, Literal, TypeAlias
 
     from pinfold.limits import Limits
 
-Argument = str | bytes | os.PathLike[Any]
-Target = int | str | os.PathLike[Any] | IO[Any] | None
+Argument: TypeAlias = "str | bytes | os.PathLike[Any]"
+Target: TypeAlias = "int | str | os.PathLike[Any] | IO[Any] | None"
 Span: TypeAlias = "float | str | timedelta | None"
 
 

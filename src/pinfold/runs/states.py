@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum, auto
 from functools import cache
-from typing import Final, NamedTuple
 
-from pinfold.result import Outcome
+from pinfold.typed import TYPE_CHECKING, NamedTuple
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from typing import Final
+
+    from pinfold.outcomes import Outcome
+
 
 # How long each step of the end may take. Seconds.
 NAMING_BOUND: Final = 0.02  # for the names of strays, before the kill

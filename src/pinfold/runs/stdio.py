@@ -10,12 +10,16 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable
-from typing import IO, Any, Final, NamedTuple
 
 from pinfold.errors import UsageError
 from pinfold.fds import clear_of_stdio
 from pinfold.runs.pipes import Capture, Feed, Poller, Relay
 from pinfold.spawn.steps import INHERIT
+from pinfold.typed import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import IO, Any, Final
+
 
 # The standard library's values, so that either module's names can be used.
 PIPE: Final = -1

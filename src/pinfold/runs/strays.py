@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Final
 
 from pinfold.proc import proc_is_ours, read_bytes, wait_for_argv
 from pinfold.result import Stray, Stuck
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 NAMED_AT_MOST: Final = 64  # the others are counted
 

@@ -10,14 +10,18 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import Final
 
 from pinfold.cgroup import kill
 from pinfold.runs.actions import Actions
 from pinfold.runs.limiting import AppliedLimits
 from pinfold.runs.loop import READABLE, Handler, Loop, clock
 from pinfold.runs.states import KILL_BOUND, REMOVE_BOUND, Action, Event
+from pinfold.typed import TYPE_CHECKING
 from pinfold.units import INFINITY
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 _ATTEMPTS: Final = 100  # to abort; each second exception costs one
 _ABORT_LOOK: Final = 0.001

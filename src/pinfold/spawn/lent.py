@@ -12,9 +12,13 @@ import fcntl
 import os
 import threading
 from collections import deque
-from typing import Final
 
 from pinfold.spawn._spawn import Child
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 LOW: Final = 64  # so few are copied in no time
 _NUMBERS: Final = 6  # two starts at once with all three; a third one copies the table

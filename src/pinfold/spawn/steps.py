@@ -10,9 +10,13 @@ import resource
 import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final
 
 from pinfold.command import Attributes, Identity
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Final
+
 
 INHERIT: Final = -1  # a descriptor: ours, of the same number
 
