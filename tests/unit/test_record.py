@@ -277,3 +277,14 @@ def test_other_failures_are_the_callers(monkeypatch, number):
         record.write(7, record.OWNER, RunRecord(None, 1.0))
     with pytest.raises(OSError):
         record.attribute(7, record.OWNER)
+
+
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text()),
+    lambda values: st.dictionaries(st.text(), values),
+)
+
+
+@given(VALUES)
+def test_json_of_our_own_is_json(value):
+    assert json.loads(record._json(value)) == value

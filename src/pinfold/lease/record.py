@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping
-from functools import cache
+import re
+from collections.abc import Mapping
 
 from pinfold import late
 from pinfold.typed import TYPE_CHECKING, NamedTuple
@@ -119,19 +119,18 @@ def _require_pids(found: dict[str, Any], *names: str) -> None:
             raise MalformedError(f"its {name} is {found[name]!r:.40}, which is no process'")
 
 
-@cache
-def _encode() -> Callable[[Any], str]:
-    """Made once: `json.dumps` makes an encoder each time, which takes longer than to encode."""
-    with late.lock:
-        import json
-
-    # With escapes the largest labels would be longer than an attribute can be (XATTR_SIZE_MAX, 64 KiB).
-    return json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+def _json(value: Any) -> str:
+    """What json.dumps makes of such a value. Every `pinfold run` writes one, and json takes a millisecond to load."""
+    if isinstance(value, str):
+        return '"' + re.sub(r'["\\\x00-\x1f]', lambda found: f"\\u{ord(found[0]):04x}", value) + '"'
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{_json(name)}:{_json(each)}" for name, each in value.items()) + "}"
+    return "null" if value is None else repr(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def write(directory: int, attribute: str, record: OwnerRecord | RunRecord) -> bool:
     """Write a record on a held cgroup directory. False: this kernel takes no user attributes there. Raises OSError."""
-    text = _encode()({"schema": SCHEMA, **record._asdict()})
+    text = _json({"schema": SCHEMA, **record._asdict()})
     return set_attribute(directory, attribute, text.encode())
 
 
