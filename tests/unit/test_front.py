@@ -14,24 +14,10 @@ from pinfold.cli.options import OPTIONS, name_of
 from pinfold.cli.run import run
 
 FLAGS = [flag for option in OPTIONS for flag in option.flags.replace("/", " ").split()]
-VALUES = [
-    "5",
-    "kill",
-    "auto",
-    "plain",
-    "64M",
-    "",
-    "-5",
-    "--",
-    "-",
-    "-q",
-    "--quiet",
-    "a=b",
-    "x y",
-    "nonsense",
-    "-t",
+VALUES = (
+    *("5", "kill", "auto", "plain", "64M", "", "-5", "--", "-", "-q", "--quiet", "a=b", "x y", "nonsense", "-t"),
     "é",
-]
+)
 LETTERS = ["-t", "-k", "-qt", "-vq", "-qv", "-vp", "-qx", "-x"]
 WORDS = st.one_of(
     st.sampled_from(FLAGS),
@@ -87,24 +73,10 @@ def test_what_is_not_plain_is_left_to_click(arguments):
 # ---- what is loaded ------------------------------------------------------------------------------------------
 
 HEAVY = (
-    "click",
-    "dataclasses",
-    "inspect",
-    "datetime",
-    "difflib",
-    "subprocess",
-    "psutil",
-    "jeepney",
-    "ctypes",
-    "socket",
+    *("typing", "json", "click", "dataclasses", "inspect", "datetime", "difflib", "subprocess", "psutil", "jeepney"),
+    *("ctypes", "socket"),
 )
-NOT_ASKED_FOR = (
-    "pinfold.limits",
-    "pinfold.backend.systemd",
-    "pinfold.cli.main",
-    "pinfold.cli.doctor",
-    "pinfold.runs.run",
-)
+NOT_ASKED_FOR = ("pinfold.limits", "pinfold.backend.systemd", "pinfold.cli.main", "pinfold.runs.run")
 
 
 def loaded(*arguments):

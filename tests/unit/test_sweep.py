@@ -40,8 +40,13 @@ def sign(cgroups, monkeypatch):
 
     monkeypatch.setattr(record, "attribute", attribute)
     # Who has signed holds it, if alive; the others are as they are found.
-    is_held = owner.is_locked
-    monkeypatch.setattr(owner, "is_locked", lambda fd: attribute(fd, record.OWNER) is not None or is_held(fd))
+    is_held, dead = owner.is_locked, str(DEAD.pid).encode()
+
+    def is_locked(fd):
+        signed = attribute(fd, record.OWNER)
+        return (signed is not None and dead not in signed) or is_held(fd)
+
+    monkeypatch.setattr(owner, "is_locked", is_locked)
     return make
 
 
@@ -241,6 +246,16 @@ class TestBeside:
         sign("/below/pinfold-00000000000d", DEAD)
         sweep.beside(cgroups.place("/"))
         assert sorted(killed) == [FOLD, "/pinfold-1.scope/runs"]
+
+    def test_a_lock_that_a_child_of_a_dead_one_has_inherited_is_for_gc_to_see(self, sign, killed, cgroups, swept):
+        fd = os.open(sign(FOLD, DEAD).directory, os.O_RDONLY)
+        try:
+            assert owner.lock_shared(fd)
+            sweep.beside(cgroups.place("/"))
+            assert killed == []
+            assert [one.action for one in swept()] == ["removed"]
+        finally:
+            os.close(fd)
 
     def test_with_very_many_some_are_looked_at(self, sign, killed, cgroups, monkeypatch):
         monkeypatch.setattr(sweep, "_BESIDE_BOUND", 60.0)

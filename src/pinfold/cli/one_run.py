@@ -177,6 +177,8 @@ def _result_writer(file: str | None, descriptor: str | None) -> Callable[[Result
             raise UsageError(f"--result {file}: cannot be written: {error}") from error
 
     def write(result: Result) -> None:
+        if not places:
+            return  # JSON takes its time to load
         text = (result.to_json() + "\n").encode()
         failures = []
         for fd in places:

@@ -101,6 +101,18 @@ def fold_at(place: Place) -> FoldEntry | None:
         os.close(directory)
 
 
+def has_lease(place: Place) -> bool:
+    """Whether somebody holds the lease on this cgroup, as the owner of a fold does; much quicker than `fold_at`."""
+    try:
+        directory = place.hierarchy.open_root(place.directory)
+    except (OSError, UsageError):
+        return False
+    try:
+        return owner.is_locked(directory)
+    finally:
+        os.close(directory)
+
+
 def examine(place: Place, directory: int) -> FoldEntry | None:
     """As `fold_at`, for a directory that is held, and by nobody else. Raises OSError."""
     uid = os.fstat(directory).st_uid
