@@ -17,12 +17,11 @@ def entry() -> Any:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.argv[1:2] == ["run"]:
+        gc.disable()  # one run leaves no cycles worth looking for, and ends with the process
         from pinfold.cli import front
 
         if (found := front.parse(sys.argv[2:])) is not None:
             from pinfold.cli.status import leave, status_of
-
-            gc.disable()  # one run leaves no cycles worth looking for, and ends with the process
 
             leave(status_of(lambda: _one_run(*found), failed=125))
     from pinfold.cli.main import main
