@@ -35,7 +35,8 @@ run = click.Command(
     params=[*map(_parameter, OPTIONS), click.Argument(["argv"], nargs=-1, type=click.UNPROCESSED)],
     help="""Run ARGV in its own cgroup and leave no process behind.
 
-    The command inherits stdin, stdout and stderr. Exit status: the command's own; 124 a time limit; 125 pinfold failed;
-    126 it cannot be executed; 127 it was not found; 128+N signal N (137 also for the memory limit and the output limit).
+    The command inherits stdin, stdout and stderr. Exit status: the command's own; 124 a time limit; 125 pinfold
+    failed; 126 it cannot be executed; 127 it was not found; 128+N signal N (137 also for the memory limit and the
+    output limit).
     """,
 )
