@@ -5,7 +5,6 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import re
 import signal
 from collections.abc import Mapping, Sequence
 
@@ -198,7 +197,7 @@ def _unless_ours(identity: Identity) -> Identity:
 def _lookup(value: str | int, what: str, by_name: Any, by_id: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise UsageError(f"{what} {value!r}: must be a name or a number")
-    if isinstance(value, str) and not re.fullmatch(r"\d{1,10}", value):
+    if isinstance(value, str) and not (value.isdecimal() and len(value) <= 10):
         try:
             return by_name(value)
         except (KeyError, ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 
 from pinfold.errors import UsageError
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 
-_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9_./-]{0,63}"
+_NAME_AT_MOST: Final = 64
 _AT_MOST: Final = 32
 _VALUE_AT_MOST: Final = 256
 
@@ -24,7 +23,7 @@ def checked_labels(labels: Mapping[str, str] | None) -> Mapping[str, str]:
     if not isinstance(labels, Mapping):
         raise UsageError(f"labels is {type(labels).__name__}: must be a mapping of names to texts")
     for name, value in labels.items():
-        if not isinstance(name, str) or re.fullmatch(_NAME, name) is None:
+        if not isinstance(name, str) or not _is_name(name):
             raise UsageError(f"label {name!r:.80}: a name has up to 64 letters, digits, '_', '-', '.' and '/'")
         if not isinstance(value, str) or len(value) > _VALUE_AT_MOST or not value.isprintable():
             raise UsageError(
@@ -56,3 +55,8 @@ def parse_wanted(settings: Iterable[str]) -> list[tuple[str, str | None]]:
         checked_labels({name: value})
         found.append((name, value if equals else None))
     return found
+
+
+def _is_name(text: str) -> bool:
+    plain = text.isascii() and all(c.isalnum() or c in "_./-" for c in text)
+    return plain and text[:1].isalnum() and len(text) <= _NAME_AT_MOST

@@ -6,10 +6,9 @@ timeout(1). Where two conventions read the same text differently, it is refused 
 
 from __future__ import annotations
 
-import math
-import re
 import signal
 
+from pinfold import late
 from pinfold.errors import UsageError
 from pinfold.typed import TYPE_CHECKING
 
@@ -17,11 +16,11 @@ if TYPE_CHECKING:
     from typing import Final
 
 
-INFINITY: Final = math.inf
+INFINITY: Final = float("inf")
 _MAX_SECONDS: Final = 1e10  # 317 years; more is a slip of the pen
 
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
-# Patterns are texts here: `re` compiles each at its first use, and keeps it.
+# Patterns are texts here, as most runs need none of them: `re` takes a millisecond to load.
 _SIZE: Final = r"(?a)(\d+(?:\.\d+)?)\s*([KMGTPE]?)(iB)?"
 _DECIMAL_SIZE: Final = r"(?a)(\d+(?:\.\d+)?)\s*([kKMGTPE])B"
 
@@ -48,6 +47,9 @@ def size(value: object, what: str = "size") -> int:
     if not isinstance(value, str):
         raise UsageError(f"{what} {value!r}: must be bytes as an int, or text such as '64M'")
     text = value.strip()
+    with late.lock:
+        import re
+
     if match := re.fullmatch(_SIZE, text):
         number, unit, binary = match.groups()
         if len(number) > 40:
@@ -85,7 +87,7 @@ def span(value: object, what: str = "time") -> float:
         seconds = float(value.total_seconds())
     else:
         raise UsageError(f"{what} {value!r}: must be seconds, a timedelta, or text such as '1min 30s'")
-    if math.isnan(seconds):
+    if seconds != seconds:  # noqa: PLR0124  # NaN
         raise UsageError(f"{what} {value!r}: not a number")
     if seconds < 0:
         raise UsageError(f"{what} {value!r}: must not be negative")
@@ -100,6 +102,11 @@ def _span_of_text(value: str, what: str) -> float:
     text = value.strip()
     if text in ("infinity", "inf"):
         return INFINITY
+    if _is_whole(text):
+        return float(text)
+    with late.lock:
+        import re
+
     total, at, part = 0.0, 0, re.compile(_SPAN_PART)
     while at < len(text):
         match = part.match(text, at)
@@ -119,6 +126,10 @@ def _span_of_text(value: str, what: str) -> float:
     return total
 
 
+def _is_whole(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 10
+
+
 def signal_number(value: object, what: str = "signal") -> int:
     """A signal's number from its number or name, with or without SIG: 15, "15", "TERM", "SIGTERM", "RTMIN+1"."""
     if type(value) is int and 1 <= value < signal.SIGRTMIN:
@@ -126,10 +137,10 @@ def signal_number(value: object, what: str = "signal") -> int:
     text = str(value).strip().upper()
     if isinstance(value, int) and not isinstance(value, bool):
         number = int(value)
-    elif re.fullmatch(r"[0-9]{1,9}", text):
+    elif _is_whole(text):
         number = int(text)
-    elif match := re.fullmatch(r"(?:SIG)?RTMIN\+([0-9]{1,3})", text):
-        number = signal.SIGRTMIN + int(match.group(1))
+    elif "RTMIN+" in text and _is_whole(above := text.removeprefix("SIG").removeprefix("RTMIN+")):
+        number = signal.SIGRTMIN + int(above)
     else:
         name = text if text.startswith("SIG") else "SIG" + text
         if name not in signal.Signals.__members__:

@@ -73,6 +73,7 @@ def test_what_is_not_plain_is_left_to_click(arguments):
 # ---- what is loaded ------------------------------------------------------------------------------------------
 
 HEAVY = (
+    "re",
     *("typing", "json", "click", "dataclasses", "inspect", "datetime", "difflib", "subprocess", "psutil", "jeepney"),
     *("ctypes", "socket"),
 )

@@ -39,7 +39,7 @@ def given(directory: str) -> frozenset[str]:
 
 def _words(directory: str, name: str) -> frozenset[str]:
     try:
-        with open(os.path.join(directory, name), encoding="ascii") as file:
+        with open(os.path.join(directory, name), encoding="utf-8") as file:
             return frozenset(file.read().split())
     except OSError:
         return frozenset()
@@ -53,7 +53,7 @@ def is_root(directory: str) -> bool:
 def holds_processes(directory: str) -> bool:
     """Whether a process, zombies included, is in this very cgroup."""
     try:
-        with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+        with open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
             return file.read(1) != ""
     except OSError:  # a threaded cgroup: it has no domain controllers to give
         return True
@@ -154,7 +154,7 @@ def bound_to_v1() -> list[str]:
 
 def _v1_hierarchies() -> dict[str, int]:
     """Controller (by v1's name) to the number of the v1 hierarchy it is bound to; 0: to none, or to v2."""
-    with contextlib.suppress(OSError, ValueError, IndexError), open(_PROC_CGROUPS, encoding="ascii") as file:
+    with contextlib.suppress(OSError, ValueError, IndexError), open(_PROC_CGROUPS, encoding="utf-8") as file:
         return {line.split()[0]: int(line.split()[1]) for line in file if not line.startswith("#")}
     return {}
 

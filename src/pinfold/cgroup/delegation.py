@@ -75,7 +75,7 @@ def is_within_user_manager(path: str, uid: int) -> bool:
 def _unlimited(directory: str) -> bool:
     for name in _LIMITS:
         try:
-            with open(os.path.join(directory, name), encoding="ascii") as file:
+            with open(os.path.join(directory, name), encoding="utf-8") as file:
                 if not file.read().startswith("max"):
                     return False
         except OSError:
@@ -155,5 +155,5 @@ def move_to_leaf(place: Place) -> None:
 
 
 def _processes(directory: str) -> list[int]:
-    with open(os.path.join(directory, "cgroup.procs"), encoding="ascii") as file:
+    with open(os.path.join(directory, "cgroup.procs"), encoding="utf-8") as file:
         return [int(line) for line in file if line != "0\n"]  # 0: of another pid namespace, not ours to move

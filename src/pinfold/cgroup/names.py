@@ -13,8 +13,8 @@ All digits are random and hexadecimal. A name proves nothing, as anybody may cho
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
 
 from pinfold.typed import TYPE_CHECKING
 
@@ -31,16 +31,13 @@ SLICE: Final = "pinfold.slice"
 
 _PREFIX: Final = "pinfold-"  # of whatever we make beside cgroups of others
 _SCOPE: Final = ".scope"
-_RUN_ID: Final = "[0-9a-f]{16}"
-_MADE_BASE: Final = "pinfold-[0-9a-f]{12}"
-_RUN: Final = f"{RUN_PREFIX}{_RUN_ID}"
-_BASE: Final = rf"(?:.*/)?{_MADE_BASE}|.*\{_SCOPE}/{BASE_IN_SCOPE}"
-_WITHIN_A_RUN: Final = f"/(?:{BASE_IN_SCOPE}|{_MADE_BASE})/{RUN_PREFIX}{_RUN_ID}(?:/|$)"
+_RUN_BYTES: Final = 8  # each two digits in the name
+_BASE_BYTES: Final = 6
 
 
 def new_base() -> str:
     """A name for the base of a fold that we make ourselves."""
-    return _PREFIX + os.urandom(6).hex()
+    return _PREFIX + os.urandom(_BASE_BYTES).hex()
 
 
 def new_scope() -> str:
@@ -55,7 +52,7 @@ def new_run_scope() -> str:
 
 def new_run_id() -> str:
     """An id for a run."""
-    return os.urandom(8).hex()
+    return os.urandom(_RUN_BYTES).hex()
 
 
 def run(run_id: str) -> str:
@@ -65,12 +62,14 @@ def run(run_id: str) -> str:
 
 def run_id(name: str) -> str | None:
     """The id of the run whose cgroup has this name; None if it is not named like one."""
-    return name.removeprefix(RUN_PREFIX) if re.fullmatch(_RUN, name) else None
+    digits = name.removeprefix(RUN_PREFIX)
+    return digits if digits != name and _is_hex(digits, _RUN_BYTES) else None
 
 
 def is_base(path: str) -> bool:
     """Whether the cgroup of this path is named like the base of a fold."""
-    return re.fullmatch(_BASE, path) is not None
+    name = os.path.basename(path)
+    return _is_made_base(name) or scope_of(path) is not None
 
 
 def is_base_in_scope(path: str) -> bool:
@@ -93,10 +92,20 @@ def base_below(name: str) -> str | None:
 
 def is_within_a_run(path: str) -> bool:
     """Whether the cgroup of this path is that of a run, or below one."""
-    return re.search(_WITHIN_A_RUN, path) is not None
+    names = path.split("/")
+    pairs = itertools.pairwise(names)
+    return any(run_id(name) and (above == BASE_IN_SCOPE or _is_made_base(above)) for above, name in pairs)
 
 
 def slice_path(uid: int) -> str:
     """Where pinfold.slice is, from the top: in the system manager's part for root, in the user manager's for others."""
     manager = f"user.slice/user-{uid}.slice/user@{uid}.service/" if uid else ""
     return manager + SLICE
+
+
+def _is_made_base(name: str) -> bool:
+    return name.startswith(_PREFIX) and _is_hex(name.removeprefix(_PREFIX), _BASE_BYTES)
+
+
+def _is_hex(text: str, size: int) -> bool:
+    return len(text) == 2 * size and set(text) <= set("0123456789abcdef")

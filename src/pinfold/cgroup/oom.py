@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 
+from pinfold import late
 from pinfold.cgroup.controllers import is_root
 from pinfold.cgroup.files import flat_keyed, reread
 from pinfold.cgroup.places import Place, ancestors
@@ -98,6 +98,9 @@ def victim(run: str) -> dict[str, Any] | None:
         fd = os.open(_KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError:
         return None
+    with late.lock:
+        import re
+
     found = None
     try:
         while True:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 
+from pinfold import late
 from pinfold.cgroup import advice
 from pinfold.cgroup.files import Hierarchy
 from pinfold.errors import NoCgroup2, NotDelegated
@@ -39,6 +39,11 @@ class Place(NamedTuple):
 
 def _unescape(text: str) -> str:
     """mountinfo writes space, tab, newline and backslash in octal (proc_pid_mountinfo(5))."""
+    if "\\" not in text:
+        return text
+    with late.lock:
+        import re
+
     return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), text)
 
 

@@ -67,7 +67,7 @@ class Witness:
             return None
         with (
             contextlib.suppress(OSError),
-            open(f"/proc/{self._pid}/status", encoding="ascii", errors="replace") as file,
+            open(f"/proc/{self._pid}/status", encoding="utf-8", errors="replace") as file,
         ):
             for line in file:
                 if line.startswith("ShdPnd:"):

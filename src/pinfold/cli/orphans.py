@@ -85,7 +85,7 @@ def _have_children(but: int | None = None) -> bool:
 def _children() -> set[int]:
     found: set[int] = set()
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children", encoding="ascii") as file:
+        with open(f"/proc/self/task/{thread}/children", encoding="utf-8") as file:
             found.update(map(int, file.read().split()))
     return found
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import termios
 import time
 from collections.abc import Callable, Iterator
 
@@ -52,6 +51,8 @@ def as_found() -> Iterator[None]:
             flags[fd] = os.get_blocking(fd)
     modes = group = None
     if on_terminal():
+        import termios
+
         with contextlib.suppress(OSError, termios.error):
             modes, group = termios.tcgetattr(0), os.tcgetpgrp(0)
     try:
@@ -62,6 +63,8 @@ def as_found() -> Iterator[None]:
                 if os.get_blocking(fd) != blocking:
                     os.set_blocking(fd, blocking)
         if modes is not None and group == os.getpgrp():
+            import termios
+
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
             with contextlib.suppress(OSError, termios.error):
                 if os.tcgetpgrp(0) != group:

@@ -152,7 +152,7 @@ def members(fold: FoldEntry) -> list[RunEntry]:
 def read_events(place: Place) -> dict[str, int]:
     """What cgroup.events says: `populated`, `frozen`; nothing where it cannot be read."""
     try:
-        with open(f"{place.directory}/cgroup.events", encoding="ascii") as file:
+        with open(f"{place.directory}/cgroup.events", encoding="utf-8") as file:
             return flat_keyed(file.read())
     except OSError:
         return {}
@@ -172,7 +172,7 @@ def processes(place: Place) -> list[int]:
     waiting = [place]
     while waiting:
         at = waiting.pop()
-        with contextlib.suppress(OSError, ValueError), open(f"{at.directory}/cgroup.procs", encoding="ascii") as file:
+        with contextlib.suppress(OSError, ValueError), open(f"{at.directory}/cgroup.procs", encoding="utf-8") as file:
             found += map(int, file.read().split())
         waiting += below(at)
     return found

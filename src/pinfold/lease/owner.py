@@ -36,7 +36,7 @@ class World(NamedTuple):
 
 def world() -> World:
     """That of this process."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+    with open("/proc/sys/kernel/random/boot_id", encoding="utf-8") as file:
         boot_id = file.read().strip()
     return World(boot_id, _namespace("pid"), _namespace("time"))
 

@@ -130,7 +130,7 @@ def _whole_disk(number: str, what: str, sysfs: str) -> str:
     if not os.path.exists(os.path.join(directory, "partition")):
         return number
     try:
-        with open(os.path.join(os.path.realpath(directory), os.pardir, "dev"), encoding="ascii") as file:
+        with open(os.path.join(os.path.realpath(directory), os.pardir, "dev"), encoding="utf-8") as file:
             return file.read().strip()
     except OSError as error:
         raise UsageError(f"{what}: device {number}: is a partition without a disk: {error}") from error

@@ -112,9 +112,9 @@ def _system_tasks() -> int:
     systemd's system_tasks_max() also asks the root cgroup's pids.max, which only a container with a cgroup namespace
     has; there systemd itself is in the container too.
     """
-    with open("/proc/sys/kernel/threads-max", encoding="ascii") as file:
+    with open("/proc/sys/kernel/threads-max", encoding="utf-8") as file:
         threads = int(file.read())
-    with open("/proc/sys/kernel/pid_max", encoding="ascii") as file:
+    with open("/proc/sys/kernel/pid_max", encoding="utf-8") as file:
         return min(threads, int(file.read()) - 1)
 
 

@@ -61,7 +61,7 @@ def user_namespaces() -> Iterator[Check]:
 def _may_become_root() -> int:
     """In a new user namespace: 0, or the errno. AppArmor lets it be made, and takes all capabilities in it away."""
     try:
-        with open("/proc/self/setgroups", "w", encoding="ascii") as file:
+        with open("/proc/self/setgroups", "w", encoding="utf-8") as file:
             file.write("deny")
     except OSError as error:
         return error.errno or errno.EPERM
