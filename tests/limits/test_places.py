@@ -32,7 +32,9 @@ def guards() -> dict[int, str]:
     return found
 
 
-def test_neither_the_executor_nor_its_guard_is_in_what_a_limit_kills(every_fold, worker):
+def test_neither_the_executor_nor_its_guard_is_in_what_a_limit_kills(every_fold, worker, wait_until):
+    # A command line is there a moment after the exec that its parent has seen (setup_arg_pages() of fs/exec.c).
+    wait_until(lambda: every_fold.guard is None or every_fold.guard in guards(), "the guard's command line")
     before = guards()
     limits = {"memory_max": "64M", "pids_max": 9}
     with every_fold.start(worker("hold", 1), limits=limits, stdout=PIPE, timeout=60) as run:

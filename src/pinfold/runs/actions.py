@@ -216,10 +216,10 @@ class Actions(ABC):
                 self.io.close_for_child()
         if self.shares:
             if self._reaped or self.child.wait_exec(0):
-                self.shares = False
                 start.settle(self.child, self.plan.command)
                 if self._limits is not None:
                     self._limits.restore_cpu()
+                self.shares = False  # last: other threads look at it
             else:
                 done = False
         return done
