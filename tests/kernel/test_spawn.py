@@ -560,6 +560,23 @@ def test_where_clone3_is_refused_the_command_is_moved_into_its_cgroup_and_contai
     assert found["children"] == []
 
 
+@root_only
+def test_what_was_changed_for_the_exec_is_restored_before_start_returns(cgroup2, monkeypatch):
+    """Whoever looks first, the loop by its timer or the caller: the caller does not go on before it is done."""
+    settle, done = spawn.settle, []
+
+    def slow(child, command):
+        threading.Event().wait(0.1)
+        done.append(settle(child, command))
+        return done[-1]
+
+    monkeypatch.setattr(spawn, "settle", slow)
+    with pinfold.start(["sleep", "60"], user=65534, group=65534, timeout=30) as run:
+        assert done == [True]
+        assert prctl(3, 0) == 1  # PR_GET_DUMPABLE
+        run.kill()
+
+
 # ---- by vfork, in a thread -----------------------------------------------------------------------------------
 
 
