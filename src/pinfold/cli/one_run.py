@@ -13,6 +13,7 @@ from pinfold.cli import render
 from pinfold.cli.orphans import Orphans
 from pinfold.cli.status import complain
 from pinfold.cli.terminal import Signals, as_found, on_terminal
+from pinfold.cli.writing import RESULT_BOUND, write_within
 from pinfold.errors import SpawnError, UsageError
 from pinfold.labels import parse_labels
 from pinfold.policy import Policy
@@ -207,9 +208,7 @@ def _write_whole(fd: int, text: bytes, *, overwrite: bool) -> None:
     if overwrite:
         with contextlib.suppress(OSError):  # a pipe, a device
             os.ftruncate(fd, 0)
-    view = memoryview(text)
-    while view:
-        view = view[os.write(fd, view) :]
+    write_within(fd, text, RESULT_BOUND)
 
 
 def _report(result: Result, *, verbose: bool) -> None:

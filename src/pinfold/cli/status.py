@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from pinfold import errors
+from pinfold.cli.writing import LINE_BOUND, write_within
 from pinfold.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,9 +36,16 @@ def complain(message: str) -> None:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # closed; not there
+    if sys.stderr is None:  # it was closed when we began
+        return
+    try:
+        fd = sys.stderr.fileno()
+    except (OSError, ValueError):  # something that stands in for it
         sys.stderr.write(f"{text}\n")
+        return
+    with contextlib.suppress(OSError):  # closed meanwhile; nobody reads
         sys.stderr.flush()
+        write_within(fd, f"{text}\n".encode(sys.stderr.encoding or "utf-8", "backslashreplace"), LINE_BOUND)
 
 
 def status_of(call: Callable[[], int], failed: int) -> int:
