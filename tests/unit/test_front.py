@@ -77,7 +77,7 @@ HEAVY = (
     *("typing", "json", "click", "dataclasses", "inspect", "datetime", "difflib", "subprocess", "psutil", "jeepney"),
     *("ctypes", "socket"),
 )
-NOT_ASKED_FOR = ("pinfold.limits", "pinfold.backend.systemd", "pinfold.cli.main", "pinfold.runs.run")
+NOT_ASKED_FOR = ("pinfold.limits", "pinfold.backend.systemd", "pinfold.cli.main")
 
 
 def loaded(*arguments):

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
-from pinfold import late
 from pinfold.backend import Backend
 from pinfold.backend.choose import open_backend
 from pinfold.errors import CgroupError, Error, UsageError
@@ -24,6 +23,7 @@ from pinfold.runs.reap import collect
 from pinfold.runs.remains import Heap, clear_all
 from pinfold.runs.report import report
 from pinfold.runs.request import Argument, Options, plan_again
+from pinfold.runs.run import Run
 from pinfold.runs.supervise import Supervision
 from pinfold.spawn import start as spawn
 from pinfold.typed import TYPE_CHECKING, TypedDict
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from typing import Final, Self, Unpack
 
     from pinfold.backend.choose import Name as BackendName
-    from pinfold.runs.run import Run
 
 _CLOSE_BOUND: Final = 15.0  # for the runs to see that they were killed
 _CLOSE_LOOK: Final = 0.001
@@ -103,9 +102,6 @@ class Fold:
 
     def start(self, argv: Sequence[Argument], **options: Unpack[Options]) -> Run:
         """Start a command and return while it runs; see `pinfold.start`."""
-        with late.lock:
-            from pinfold.runs.run import Run
-
         wanted = plan_again(argv, {**options, "manual": True})
         loop = self._shared_loop()
 
