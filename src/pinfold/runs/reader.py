@@ -6,9 +6,12 @@ import io
 import os
 import select
 import threading
-from typing import Any
 
 from pinfold.fds import wake
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class End(threading.Event):

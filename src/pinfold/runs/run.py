@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any, Final, Self
 
 from pinfold import errors, units
 from pinfold.result import Placement, Result
@@ -21,6 +20,10 @@ from pinfold.runs.report import report
 from pinfold.runs.request import Span
 from pinfold.runs.states import Event
 from pinfold.runs.supervise import Supervision
+from pinfold.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import IO, Any, Final, Self
 
 _EXEC_LOOK: Final = 1.0  # seconds; the loop ends the wait by ending the run
 _FREEZE_BOUND: Final = 0.02
