@@ -90,7 +90,7 @@ class Receipt(NamedTuple):
     from the first kill to `populated 0`. `pipe_held`: a process outside the cgroup still held an end of an output
     pipe; it was closed. `stuck_pids`: what could not be killed within the bound. `removed`: the cgroup is gone.
     `unlisted_cgroups`: so many cgroups that the command made were not looked into for strays, as that took too long;
-    all of them were killed.
+    all of them were killed. `receiver_stalled`: whoever reads a relayed stream stopped reading; the rest is lost.
     `escaped_processes`: had left the cgroup, were found by their descent and killed (the command line only).
     `stuck_processes`: what is known of those in `stuck_pids`; `pinfold gc` removes what is left of the run later.
     """
@@ -107,6 +107,7 @@ class Receipt(NamedTuple):
     escaped_processes: list[Stray]
     stuck_processes: list[Stuck]
     unlisted_cgroups: int = 0
+    receiver_stalled: bool = False
 
 
 class Placement(NamedTuple):

@@ -195,6 +195,18 @@ def test_a_pipe_that_another_writer_has_filled_meanwhile_holds_up_no_timeout(cgr
     assert result.duration < 0.5 + 2 + 2 * slowness
 
 
+def test_a_receiver_that_stops_reading_is_told_from_a_pipe_that_is_held(cgroup2):
+    read, write = os.pipe()
+    try:
+        result = pinfold.run(["yes"], stdout=write, idle_timeout=30, timeout=0.3)
+    finally:
+        os.close(read)
+        os.close(write)
+    receipt = result.receipt
+    assert (result.outcome, receipt.receiver_stalled, receipt.pipe_held) == ("timed_out", True, False)
+    assert result.stdout_stream.kept < result.stdout_stream.bytes
+
+
 def test_a_receiver_that_refuses_is_named_in_the_result(cgroup2, tmp_path):
     (tmp_path / "file").touch()
     with open("/dev/full", "wb") as full, open(tmp_path / "file") as read_only:

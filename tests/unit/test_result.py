@@ -51,6 +51,7 @@ EXPECTED = {
         "stray_processes": [{"pid": 4712, "ppid": 1, "sid": 4712, "comm": "sleep", "argv": ["sleep", "10"]}],
         "kill_rounds": 1, "kill_to_empty_usec": 412, "bytes_after_kill": 0, "pipe_held": False, "stuck_pids": [],
         "removed": True, "escaped_processes": [], "stuck_processes": [], "unlisted_cgroups": 0,
+        "receiver_stalled": False,
     },
     "placement": {"backend": "cgroupfs", "cgroup": "/pinfold-1/run-2", "unit": None, "entry": "clone3", "why": None},
     "guarantee": "cooperative", "error": None,

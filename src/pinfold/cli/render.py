@@ -21,6 +21,8 @@ def the_line(result: Result) -> str | None:
         parts.append(f"killed {count(len(gone), 'process', 'es')} outside the cgroup: {_names(gone, len(gone))}")
     if result.error is not None and result.outcome != "lost":
         parts.append(result.error["message"])
+    if receipt.receiver_stalled:
+        parts.append("whoever reads its output did not take all of it")
     if receipt.pipe_held:
         parts.append("a process outside the cgroup still holds its output")
     if receipt.stuck_pids:

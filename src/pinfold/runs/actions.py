@@ -339,7 +339,8 @@ class Actions(ABC):
         return self._take_all() or (Event.SLOW if self.io.receiver_is_slow else Event.HELD)
 
     def _name_held(self) -> None:
-        self.ending.pipe_held = not self.io.drained
+        self.ending.pipe_held = any(output.held for output in self.io.outputs)
+        self.ending.receiver_stalled = self.io.receiver_is_slow
 
     def _close(self) -> None:
         self.io.close()

@@ -36,7 +36,7 @@ class Ending:
     exited_first = signaled_first = False  # see Lifecycle.outcome
     outcome: Any = "lost"
     # The receipt.
-    emptied = removed = pipe_held = False
+    emptied = removed = pipe_held = receiver_stalled = False
     strays = kill_rounds = bytes_after_kill = unlisted_cgroups = 0
     stray_processes: Sequence[Stray] = ()
     stuck_pids: Sequence[int] = ()

@@ -50,6 +50,15 @@ class _End:
         self.number = 0
         self._poller: Poller | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether anybody has the other end open; what is in the pipe yet is no matter (POLLHUP of poll(2))."""
+        if self.fd < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.fd, 0)
+        return not any(mask & select.POLLHUP for _, mask in poll.poll(0))
+
     def close(self) -> None:
         """Let go of it. Idempotent."""
         if self.fd >= 0:

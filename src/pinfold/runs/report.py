@@ -105,6 +105,7 @@ class Words:
             escaped_processes=[],
             stuck_processes=[stuck(pid) for pid in ending.stuck_pids[:NAMED_AT_MOST]],
             unlisted_cgroups=ending.unlisted_cgroups,
+            receiver_stalled=ending.receiver_stalled,
         )
 
     def placement(self) -> Placement:
