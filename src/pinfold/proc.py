@@ -63,6 +63,25 @@ def process_of(thread: int) -> int:
     return 0
 
 
+def children() -> list[int]:
+    """The children of this process, of all its threads (CONFIG_PROC_CHILDREN, Linux 4.2). Raises OSError."""
+    found: list[int] = []
+    for thread in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{thread}/children", "rb") as file:
+            found += map(int, file.read().split())
+    return found
+
+
+def cgroup_of_zombie(pid: int) -> str | None:
+    """The cgroup v2 that a process was in when it died, whether or not it is still there; None if it is no zombie."""
+    if read_bytes(f"/proc/{pid}/stat").rpartition(b")")[2].split()[:1] != [b"Z"]:
+        return None
+    for line in (read(f"/proc/{pid}/cgroup") or "").splitlines():
+        if line.startswith("0::"):
+            return line[3:].removesuffix(" (deleted)")
+    return None
+
+
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot (proc_pid_stat(5), field 22); None if it has ended."""
     # The name may hold spaces and parentheses; what follows the last ")" does not.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -285,3 +286,26 @@ def _resolve(path: str):
     except ModuleNotFoundError:
         module, _, kind = module.rpartition(".")
         return getattr(importlib.import_module(module), kind), name
+
+
+# ---- as process 1 --------------------------------------------------------------------------------------------
+
+AS_PROCESS_1 = """
+import os, signal, subprocess, sys, pinfold
+own = subprocess.Popen(["true"])  # the host program's, for itself to wait for
+os.waitid(os.P_PID, own.pid, os.WEXITED | os.WNOWAIT)
+script = "for i in 1 2 3 4 5 6; do setsid sleep 60 & done; (sh -c 'exit 5' &); sleep 0.2"
+for way in (pinfold.run, lambda *a, **k: pinfold.start(*a, **k).wait()):
+    for _ in range(3):
+        assert way(["sh", "-c", script], timeout=20).receipt.strays == 6
+pinfold.run(["true"])
+pids = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != own.pid]
+print([pid for pid in pids if open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] == "Z"], own.wait())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: unshare --pid")
+def test_as_process_1_it_collects_what_its_runs_leave_and_nobody_elses(cgroup2):
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", AS_PROCESS_1]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.returncode) == ("[] 0\n", 0), done.stderr

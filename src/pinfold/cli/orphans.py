@@ -12,7 +12,7 @@ import os
 import signal
 import time
 
-from pinfold.proc import argv_within, proc_is_ours
+from pinfold.proc import argv_within, children, proc_is_ours
 from pinfold.result import Stray
 from pinfold.runs.strays import Naming
 from pinfold.spawn._spawn import prctl
@@ -77,17 +77,9 @@ def _have_children(but: int | None = None) -> bool:
             return False
         return True
     try:
-        return bool(_children() - {but})
+        return bool({*children()} - {but})
     except OSError:  # CONFIG_PROC_CHILDREN is off
         return bool(set(_living_descendants()) - {but})
-
-
-def _children() -> set[int]:
-    found: set[int] = set()
-    for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/children", encoding="utf-8") as file:
-            found.update(map(int, file.read().split()))
-    return found
 
 
 def _living_descendants() -> list[int]:

@@ -22,7 +22,7 @@ from pinfold.runs.lifecycle import Lifecycle
 from pinfold.runs.limiting import AppliedLimits
 from pinfold.runs.loop import PRIORITY, Handler, Loop, clock
 from pinfold.runs.plan import Plan
-from pinfold.runs.reap import collect, later, remembered
+from pinfold.runs.reap import collect, collect_orphans, later, remembered
 from pinfold.runs.remains import Heap, Remains, clear_all
 from pinfold.runs.states import LOOK_EXEC, LOOK_MEMORY, RECORD_AFTER, Event
 from pinfold.runs.stdio import Stdio
@@ -404,6 +404,7 @@ class Actions(ABC):
                 self._watching = False
                 self._loop.drop(ending.scope.cgroup.events_fd)
             self._forget_unit()
+            collect_orphans(ending.scope.cgroup.path)
             if ending.remains is None:
                 ending.scope.cgroup.close()
         self._loop.forget(self)

@@ -1,4 +1,4 @@
-"""Collecting the exit status of the one child that is ours, through its pidfd."""
+"""Collecting the exit status of the one child that is ours, through its pidfd; and, as process 1, its orphans."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import struct
 from collections import deque
 
+from pinfold.proc import cgroup_of_zombie, children
 from pinfold.spawn.start import Child
 from pinfold.typed import TYPE_CHECKING
 
@@ -35,6 +36,26 @@ def remembered(pidfd: int) -> int | None:
         return None
     mask, *_, status = _PIDFD_INFO.unpack(buffer)
     return os.waitstatus_to_exitcode(status) if mask & _INFO_EXIT else None
+
+
+_left: deque[str] = deque(maxlen=64)  # cgroups of runs that have ended, for `collect_orphans`
+
+
+def collect_orphans(cgroup: str) -> None:
+    """As process 1, which inherits all orphans: collect those of a run in this cgroup that has ended, as an init does.
+
+    One may be about to become a zombie when the kernel says `populated 0`: then the next run's end collects it. The
+    host program's own children are in none of these cgroups.
+    """
+    if os.getpid() != 1:
+        return
+    _left.append(cgroup)
+    with contextlib.suppress(OSError):
+        for pid in children():
+            at = cgroup_of_zombie(pid)
+            if at is not None and any(f"{at}/".startswith(f"{path}/") for path in _left):
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
 
 
 _held: deque[Child] = deque()  # that could not be killed when their run ended
