@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -179,13 +182,55 @@ def test_result_that_cannot_be_kept_hides_not_why_nothing_was_started(pinfold):
 
 
 @pytest.mark.parametrize(
-    "refused", [("--timeout", "soon"), ("--backend", "systemd"), ("--user", "no-such-user"), ("--result-fd", "99")]
+    ("refused", "left"),
+    [
+        (("--timeout", "soon"), "earlier"),
+        (("--result-fd", "99"), "earlier"),
+        (("--backend", "systemd"), ""),
+        (("--user", "no-such-user"), ""),
+    ],
 )
-def test_earlier_result_outlives_arguments_that_are_refused(pinfold, tmp_path, refused):
+def test_an_earlier_result_is_gone_once_the_options_are_understood(pinfold, tmp_path, refused, left):
+    """Who reads it after a failure must not take it for the present one."""
     place = tmp_path / "place"
     place.write_text("earlier")
     ended = pinfold("--result", place, *refused, "true", result=False)
-    assert (ended.code, place.read_text()) == (125, "earlier")
+    assert (ended.code, place.read_text()) == (125, left)
+
+
+def test_a_result_comes_whole_and_keeps_the_mode_and_the_link_of_the_file(pinfold, tmp_path):
+    place, link = tmp_path / "place", tmp_path / "link"
+    place.write_text("earlier")
+    place.chmod(0o640)
+    link.symlink_to(place)
+    before = place.stat().st_ino
+    seen = pinfold("--result", link, "cat", str(place), result=False)
+    assert seen.out == b"", "empty while the command runs"
+    assert json.loads(place.read_text())["outcome"] == "exited"
+    assert (link.is_symlink(), stat.S_IMODE(place.stat().st_mode)) == (True, 0o640)
+    assert place.stat().st_ino != before, "it was renamed into its place"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "place"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any directory")
+def test_in_a_directory_that_is_not_ours_the_file_is_written_in_place(pinfold, tmp_path):
+    place = tmp_path / "place"
+    place.touch()
+    tmp_path.chmod(0o555)
+    try:
+        pinfold("--result", place, "true", result=False)
+    finally:
+        tmp_path.chmod(0o755)
+    assert json.loads(place.read_text())["outcome"] == "exited"
+
+
+def test_the_file_that_is_our_stdout_is_appended_to(cgroup2, tmp_path):
+    log = tmp_path / "log"
+    argv = [sys.executable, "-m", "pinfold", "run", "--result", "/dev/stdout", "--", "echo", "important"]
+    with log.open("wb") as file:
+        assert subprocess.run(argv, stdout=file, timeout=30, check=False).returncode == 0
+    first, second = log.read_text().splitlines()
+    assert (first, json.loads(second)["outcome"]) == ("important", "exited")
 
 
 def test_command_that_was_not_started_has_a_result_too(pinfold):

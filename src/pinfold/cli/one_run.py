@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import signal
-from collections.abc import Callable
 
-from pinfold import errors, units
+from pinfold import units
 from pinfold.cli import render
 from pinfold.cli.orphans import Orphans
+from pinfold.cli.result_file import ResultPlaces
 from pinfold.cli.status import complain
 from pinfold.cli.terminal import Signals, as_found, on_terminal
-from pinfold.cli.writing import RESULT_BOUND, write_within
 from pinfold.errors import SpawnError, UsageError
 from pinfold.labels import parse_labels
 from pinfold.policy import Policy
@@ -52,7 +49,7 @@ def one_run(argv: list[str], options: dict[str, Any]) -> int:
     if not argv:
         raise UsageError("there is no command to run (see 'pinfold run --help')")
     arguments = _arguments(options)
-    write_result = _result_writer(options["result"], options["result_fd"])
+    places = ResultPlaces(options["result"], options["result_fd"])
     try:
         place = {
             "backend": options["backend"],
@@ -63,11 +60,11 @@ def one_run(argv: list[str], options: dict[str, Any]) -> int:
     except SpawnError as error:
         complain(render.why_not_started(error))
         if error.result is not None:
-            write_result(error.result)
+            places.write(error.result)
         return error.exit_code
     if not options["quiet"]:
         _report(result, verbose=options["verbose"])
-    write_result(result)
+    places.write(result)
     return exit_status(result, ended_by)
 
 
@@ -163,52 +160,6 @@ def _environment(settings: tuple[str, ...], *, clear: bool) -> dict[str, str] | 
         else:
             raise UsageError(f"--env {setting}: is not set here, so there is nothing to pass on; say {setting}=VALUE")
     return env
-
-
-def _result_writer(file: str | None, descriptor: str | None) -> Callable[[Result], None]:
-    """Open the places for the Result now: better no run than a run whose result is lost."""
-    places = []
-    number = None if descriptor is None else _writable(descriptor)
-    if number is not None:
-        places.append(number)
-    if file is not None:
-        try:
-            places.append(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--result {file}: cannot be written: {error}") from error
-
-    def write(result: Result) -> None:
-        if not places:
-            return  # JSON takes its time to load
-        text = (result.to_json() + "\n").encode()
-        failures = []
-        for fd in places:
-            try:
-                _write_whole(fd, text, overwrite=fd != number)
-            except OSError as error:
-                failures.append(f"the result could not be written to {fd if fd == number else file}: {error.strerror}")
-        if failures:
-            raise errors.Error("; ".join(failures))
-
-    return write
-
-
-def _writable(descriptor: str) -> int:
-    try:
-        number = int(descriptor)
-        mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
-    except (OSError, OverflowError, ValueError) as error:
-        raise UsageError(f"--result-fd {descriptor}: is not an open descriptor") from error
-    if mode == os.O_RDONLY:
-        raise UsageError(f"--result-fd {descriptor}: is open for reading only")
-    return number
-
-
-def _write_whole(fd: int, text: bytes, *, overwrite: bool) -> None:
-    if overwrite:
-        with contextlib.suppress(OSError):  # a pipe, a device
-            os.ftruncate(fd, 0)
-    write_within(fd, text, RESULT_BOUND)
 
 
 def _report(result: Result, *, verbose: bool) -> None:
