@@ -176,10 +176,19 @@ def test_the_last_of_an_option_counts(pinfold):
     assert pinfold("--timeout", "1us", "--timeout", "20", "true").code == 0
 
 
-def test_umask_and_signals_are_those_of_a_fresh_process(pinfold):
-    line = "umask; grep -E 'Sig(Ign|Blk)' /proc/self/status"
-    ended = pinfold("sh", "-c", line)
-    assert {value.split()[-1].strip("0") for value in ended.out.decode().splitlines()[1:]} == {""}
+def test_signals_are_those_of_a_fresh_process(pinfold):
+    ended = pinfold("grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
+    assert {value.split()[-1].strip("0") for value in ended.out.decode().splitlines()} == {""}
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_the_umask_is_the_callers(pinfold, umask):
+    """As under env(1) and timeout(1)."""
+    before = os.umask(umask)
+    try:
+        assert int(pinfold("sh", "-c", "umask").out, 8) == umask
+    finally:
+        os.umask(before)
 
 
 def test_core_files_are_not_made(pinfold, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> Any:
     """The entry point for every subcommand. Exits with the status that DESIGN and README document."""
     arguments = sys.argv[1:] if argv is None else argv
     failed = 125 if arguments[:1] == ["run"] else 2
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of others may hold what its encoding has no bytes for
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(status_of(lambda: _invoke(arguments), failed))
     finally:

@@ -73,7 +73,7 @@ def _supervised(argv: list[str], place: Any, arguments: dict[str, Any]) -> tuple
     orphans = Orphans()  # before the signals, which may bring a child of ours (group_signals.py)
     signals = Signals(shared_group=shared, grace=arguments["grace"] or SIGNAL_GRACE)
     try:
-        wanted = plan(argv, start_new_session=not shared, keep_ignored=signals.ignored, **arguments)
+        wanted = plan(argv, umask=None, start_new_session=not shared, keep_ignored=signals.ignored, **arguments)
         with as_found(), Fold(**place, move_caller=True, spare=False) as fold:
 
             def attend(run: Supervision, loop: Loop) -> None:

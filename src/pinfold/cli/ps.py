@@ -67,14 +67,25 @@ def lines(folds: list[FoldFacts]) -> Iterator[str]:
     """Each fold, and its runs below it."""
     if not folds:
         yield "no pinfold runs"
+    branch, last_branch, trunk = _branches()
     for fold in folds:
         yield from _fold(fold)
         for at, run in enumerate(fold.runs):
             last = at == len(fold.runs) - 1
-            yield ("└── " if last else "├── ") + _run(run)
-            yield ("    " if last else "│   ") + "    " + _command(run)
+            yield (last_branch if last else branch) + _run(run)
+            yield ("    " if last else trunk) + "    " + _command(run)
     if any(fold.state == "dead" and fold.problem is None for fold in folds):
         yield "run `pinfold gc` to remove dead folds"
+
+
+def _branches() -> tuple[str, str, str]:
+    """To a run, to the last one, and beside what is below a run; as tree(1) draws them."""
+    drawn = ("├── ", "└── ", "│   ")
+    try:
+        "".join(drawn).encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeEncodeError:
+        return ("|-- ", "`-- ", "|   ")
+    return drawn
 
 
 def _fold(fold: FoldFacts) -> Iterator[str]:
