@@ -263,13 +263,12 @@ def test_watch_redraws_on_a_terminal(watch):
     assert seen.startswith(b"\x1b[Hno pinfold runs\x1b[K\r\n\x1b[J")
 
 
-@pytest.mark.parametrize(("encoding", "label"), [("latin-1", b"caf\xe9 \\u2014"), ("ascii", b"caf\\xe9 \\u2014")])
-def test_where_stdout_has_no_lines_to_draw_the_list_has_others(cgroup2, encoding, label):
+def test_where_stdout_has_no_lines_to_draw_the_list_has_others(cgroup2):
     argv = [Path(sys.executable).with_name("pinfold"), "ps"]
     with pinfold.start(["sleep", "60"], labels={"who": "caf\u00e9 \u2014"}) as run:
-        env = os.environ | {"PYTHONIOENCODING": encoding}
+        env = os.environ | {"PYTHONIOENCODING": "latin-1"}
         ended = subprocess.run(argv, env=env, capture_output=True, timeout=60, check=False)
         run.kill()
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert f"`-- run-{run.run_id}".encode() in ended.stdout
-    assert b"who=" + label in ended.stdout
+    assert b"who=caf\xe9 \\u2014" in ended.stdout
