@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import grp
 import os
-import pwd
 import signal
 from collections.abc import Mapping, Sequence
 
+from pinfold import late
 from pinfold.errors import UsageError
 from pinfold.typed import TYPE_CHECKING, NamedTuple
 
@@ -175,6 +174,10 @@ def _environment(env: Mapping[Any, Any]) -> dict[bytes, bytes]:
 
 
 def _identity(user: str | int | None, group: str | int | None) -> Identity:
+    with late.lock:
+        import grp
+        import pwd
+
     entry = None if user is None else _lookup(user, "user", pwd.getpwnam, pwd.getpwuid)
     group_entry = None if group is None else _lookup(group, "group", grp.getgrnam, grp.getgrgid)
     gid = group_entry if isinstance(group_entry, int) else group_entry.gr_gid if group_entry else None

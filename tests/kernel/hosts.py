@@ -46,7 +46,7 @@ def children() -> list[int]:
 
 def become_nobody(cgroup: str) -> None:
     """Be uid 65534, in a cgroup that belongs to it. What is imported late could not be read any more, below /root."""
-    pinfold.run(["sh", "-c", "setsid sleep 60 & exit 1"], capture_output=True, timeout=5)
+    pinfold.run(["sh", "-c", "setsid sleep 60 & exit 1"], capture_output=True, timeout=5, user=0)
     spawn_error(["/no/such/program"])
     pinfold.default_fold().close()
     pinfold.run.__globals__["_default"] = None

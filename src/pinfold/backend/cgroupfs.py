@@ -7,17 +7,20 @@ our own cgroup (or the nearest above it that is delegated to us and can give con
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import threading
 from collections.abc import Mapping
 
+from pinfold import late
 from pinfold.backend import Scope, ScopeRequest
 from pinfold.backend.base import BaseCgroup
 from pinfold.backend.guard import Guard
 from pinfold.cgroup import delegation, names
 from pinfold.cgroup.controllers import ACCOUNTING, available, give, is_root
+from pinfold.cgroup.places import Place
 from pinfold.errors import CgroupError, Unsupported
-from pinfold.lease import sweep
 from pinfold.result import Placement
 from pinfold.typed import TYPE_CHECKING
 
@@ -42,7 +45,7 @@ class CgroupfsBackend:
         self._guarding = threading.Lock()
         self._guard = _start_guard()  # what it takes to start, it does beside us
         try:
-            sweep.beside(self._parent)
+            _sweep_beside(self._parent)
             if not is_root(self._parent.directory):  # what is enabled there is for all the host: only on demand
                 give(self._parent, ACCOUNTING)
             name, placement = names.new_base(), Placement(self.name, self._parent.path, why=why)
@@ -112,6 +115,16 @@ class CgroupfsBackend:
             self._guard.end()
         else:
             self._guard.forget()
+
+
+def _sweep_beside(parent: Place) -> None:
+    """End what dead folds have left beside the new one, as far as it goes: not where descriptors have run out."""
+    with contextlib.suppress(OSError, ImportError):
+        if any(map(names.base_below, os.listdir(parent.directory))):
+            with late.lock:
+                from pinfold.lease import sweep
+
+            sweep.beside(parent)
 
 
 def _start_guard() -> Guard:
