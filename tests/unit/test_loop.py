@@ -145,7 +145,7 @@ def test_old_deadlines_of_ended_runs_are_not_kept(loop):
         run = FakeRun(time.monotonic() + 3600)
         loop.schedule(run)
         loop.forget(run)
-    assert len(loop._heap) < 200
+    assert len(loop._due) < 200
     assert loop._runs == {}
 
 

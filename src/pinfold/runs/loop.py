@@ -7,11 +7,11 @@ descriptor; the started runs of a fold share one, on epoll(7), in a thread of it
 from __future__ import annotations
 
 import contextlib
-import heapq
 import os
 import select
 import threading
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
 
@@ -51,17 +51,17 @@ class Driven(Protocol):
 
 
 class Loop:
-    """Descriptors with their handlers, and a heap of deadlines. Not thread-safe but for `call` and `aside`."""
+    """Descriptors with their handlers, and the deadlines in their order. Not thread-safe but for `call` and `aside`."""
 
     def __init__(self) -> None:
         self._poll: Any = select.poll()
         self._handlers: dict[int, list[tuple[Handler, Driven | None]]] = {}
         self._runs: dict[int, Driven] = {}  # those that have a deadline, by id
-        self._heap: list[tuple[float, int]] = []  # their deadlines; and old ones, which `_runs` knows better
+        self._due: list[tuple[float, int]] = []  # their deadlines, sorted; and old ones, which `_runs` knows better
         self._calls: deque[tuple[Handler, Driven | None]] = deque()
         self._wake = -1
         self._until = -INFINITY  # when the present wait ends
-        self._lock = threading.Lock()  # guards _wake, and the heap against being rebuilt while it is pushed to
+        self._lock = threading.Lock()  # guards _wake, and _due against being rebuilt while it is added to
 
     def _wait(self, seconds: float) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = self._poll.poll(seconds * 1000)
@@ -110,21 +110,20 @@ class Loop:
             run.scheduled = at
             self._runs[id(run)] = run
             with self._lock:
-                heapq.heappush(self._heap, (at, id(run)))
+                insort(self._due, (at, id(run)))
 
     def forget(self, run: Driven) -> None:
         """It has ended."""
         self._runs.pop(id(run), None)
         run.scheduled = INFINITY
-        if len(self._heap) > 2 * len(self._runs) + _OLD_ENTRIES:
+        if len(self._due) > 2 * len(self._runs) + _OLD_ENTRIES:
             with self._lock:
-                self._heap = [(at, key) for at, key in self._heap if key in self._runs]
-                heapq.heapify(self._heap)
+                self._due = [(at, key) for at, key in self._due if key in self._runs]
 
     def _expire(self, now: float) -> None:
         due = []
-        while self._heap and self._heap[0][0] <= now:
-            at, key = heapq.heappop(self._heap)
+        while self._due and self._due[0][0] <= now:
+            at, key = self._due.pop(0)
             run = self._runs.get(key)
             if run is not None and at == run.scheduled:  # else a nearer one has replaced it, or it has ended
                 run.scheduled = INFINITY
@@ -138,15 +137,15 @@ class Loop:
     def turn(self, at_most: float = _LONGEST) -> None:
         """Wait for what comes next, and tell whom it is for."""
         self._until = now = clock()
-        first = self._heap[0][0] if self._heap else INFINITY
+        first = self._due[0][0] if self._due else INFINITY
         self._until = min(first, now + at_most)
-        if self._heap and self._heap[0][0] < first:  # scheduled by another thread just before it could see `_until`
-            self._until = self._heap[0][0]
+        if self._due and self._due[0][0] < first:  # scheduled by another thread just before it could see `_until`
+            self._until = self._due[0][0]
         ready = self._wait(0.0 if self._calls else max(0.0, self._until - now))
         self._until = -INFINITY
         self._tell(ready)
         now = clock()
-        if self._heap and self._heap[0][0] <= now:
+        if self._due and self._due[0][0] <= now:
             self._tell(self._wait(0.0))  # an exit that is there already wins over the limit it came close to
             self._expire(now)
 
