@@ -11,7 +11,8 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from types import GeneratorType
 
 from pinfold.backend import Backend
 from pinfold.cgroup import kill
@@ -40,6 +41,7 @@ _SLICE: Final = 0.002  # seconds of work between two looks at the clock, and at 
 _LISTING: Final = 0.005  # for the strays, before the kill
 _LONG: Final = 0.01  # a shorter run has waited for nothing that is worth measuring
 _LOOK: Final = 0.001
+_NO_WORK: Final[Iterator[None]] = iter(())
 _OF_A_STOP: Final = (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP)
 
 
@@ -67,7 +69,7 @@ class Actions(ABC):
         self.shares = False  # until its exec, the child shares more with us than memory
         self._limits: AppliedLimits | None = None
         self._naming: Naming | None = None
-        self._work_left: Iterator[None] = iter(())  # for `_work`
+        self._work_left = _NO_WORK  # for `_work`
         self._began = self._killed_at = 0.0
         self._bytes_at_kill = 0
         self._unit_fd = -1
@@ -304,8 +306,8 @@ class Actions(ABC):
 
     def _leave_work(self) -> None:
         """Give up what is left of it, while its cgroup is open: the tree may be frozen for it. Idempotent."""
-        work, self._work_left = self._work_left, iter(())
-        if isinstance(work, Generator):
+        work, self._work_left = self._work_left, _NO_WORK
+        if isinstance(work, GeneratorType):
             with contextlib.suppress(CgroupError):
                 work.close()
 
