@@ -361,7 +361,7 @@ class Actions(ABC):
             ending.parts = self._limits.parts
 
     def _remove(self) -> Event | None:
-        if self.ending.remains is not None:
+        if self.ending.rest is not None:
             return Event.REMOVED
         now = clock()
         if self.ending.scope.cgroup.remove_until(now + _SLICE):
@@ -391,7 +391,7 @@ class Actions(ABC):
         ending.kill_rounds, ending.cause = life.rounds, life.cause
         own_oom = ending.events is not None and ending.events.oom_by == "own"
         ending.outcome = "spawn_failed" if ending.error else life.outcome(ending.returncode, own_oom=own_oom)
-        if ending.scope.own_unit is None and ending.remains is None:
+        if ending.scope.own_unit is None and ending.rest is None:
             self._give_back()
         self._close_all()
         self._tell_end()
@@ -407,7 +407,7 @@ class Actions(ABC):
                 self._loop.drop(ending.scope.cgroup.events_fd)
             self._forget_unit()
             collect_orphans(ending.scope.cgroup.path)
-            if ending.remains is None:
+            if ending.rest is None:
                 ending.scope.cgroup.close()
         self._loop.forget(self)
         collect()

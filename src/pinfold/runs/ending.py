@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pinfold.result import Events, Placement, Stray
 from pinfold.typed import TYPE_CHECKING
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from pinfold.backend import Scope
     from pinfold.errors import SpawnError
-    from pinfold.runs.remains import Remains
     from pinfold.runs.states import Event
     from pinfold.runs.stdio import Stdio
 
@@ -46,12 +45,12 @@ class Ending:
     parts: Mapping[str, int] = {}  # never changed
     limits: Mapping[str, Mapping[str, Any]] | None = None
     events: Events | None = None
-    remains: Remains | None = None  # its cgroup, if it is still to be measured and removed
+    rest: Callable[[], None] | None = None  # measures and removes its cgroup, if that is still to be done
 
     def settle(self) -> None:
         """Know all of it."""
-        if self.remains is not None:
-            self.remains.clear()
+        if self.rest is not None:
+            self.rest()
 
     @property
     def placement(self) -> Placement:

@@ -30,7 +30,7 @@ class Remains:
         self._ending: Ending | None = ending
         self._pressure = pressure
         self._clearing = threading.Lock()
-        ending.remains = self
+        ending.rest = self.clear
 
     def clear(self) -> None:
         """Read what it tells, and remove it. Idempotent; what cannot be removed within its bound is left to others."""
@@ -46,7 +46,7 @@ class Remains:
                 ending.removed = False  # the receipt says so, and the fold tries again
             self._backend.release(scope, removed=ending.removed)
             scope.cgroup.close()
-            ending.remains = None
+            ending.rest = None
 
 
 Heap = deque[Remains]
