@@ -18,7 +18,7 @@ from pinfold import proc
 from pinfold.errors import Error, UsageError
 from pinfold.lease import find
 from pinfold.others import kill, ps
-from pinfold.runs import actions
+from pinfold.runs import main_process
 
 HANGS = 30.0
 TREE = ["sh", "-c", "trap '' TERM; setsid sleep 60 & sleep 60 & echo ready; wait; sleep 60"]
@@ -185,13 +185,15 @@ def test_the_run_of_another_process(another):
 @pytest.mark.parametrize("grace", [20, 20.0, "20s", timedelta(seconds=20)])
 def test_with_grace_the_signal_can_be_enough(start, wait_until, grace):
     run = start(OBEYS)
-    wait_until(lambda: ps()[0].runs[0].age_usec > 2e6 * actions.RECORD_AFTER, "the age at which it is asked who it was")
+    wait_until(
+        lambda: ps()[0].runs[0].age_usec > 2e6 * main_process.RECORD_AFTER, "the age at which it is asked who it was"
+    )
     assert [killed.action for killed in kill(run.run_id, signal="INT", grace=grace)] == ["ended"]
     assert ended(run) == CANCELED
 
 
 def test_so_it_can_for_a_run_that_has_just_been_started(start, monkeypatch):
-    monkeypatch.setattr(actions, "RECORD_AFTER", 60.0)
+    monkeypatch.setattr(main_process, "RECORD_AFTER", 60.0)
     run = start(OBEYS)
     assert [killed.action for killed in kill(run.run_id, signal="INT", grace=20)] == ["ended"]
     assert ended(run) == CANCELED

@@ -19,34 +19,26 @@ class End(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
-        self._lock = threading.Lock()  # guards _fd, which the end writes to
-        self._fd = -1
+        self._lock = threading.Lock()  # guards _fd
+        self._fd = -1  # until the end, for those who ask before
 
     def set(self) -> None:
-        """It is over; `wait` returns, and the descriptor is readable from now on."""
+        """It is over; `wait` returns, and the descriptors that were handed out are readable from now on."""
         with self._lock:
             super().set()
-            if self._fd >= 0:
-                wake(self._fd)
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                wake(fd)
+                os.close(fd)
 
     def descriptor(self) -> int:
-        """An fd that is readable once it is over. Made for the first who asks; `close` closes it."""
+        """An fd that is readable once it is over; the caller's, to close."""
         with self._lock:
+            if self.is_set():
+                return os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             if self._fd < 0:
-                self._fd = os.eventfd(int(self.is_set()), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            return self._fd
-
-    def close(self) -> None:
-        """Close the descriptor. Idempotent."""
-        with self._lock:
-            fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        # An exception in `__init__` may have left it without one.
-        if getattr(self, "_fd", -1) >= 0:
-            os.close(self._fd)
+                self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            return os.dup(self._fd)
 
 
 class Reader(io.RawIOBase):
@@ -54,7 +46,7 @@ class Reader(io.RawIOBase):
 
     def __init__(self, fd: int, end: End) -> None:
         self._fd, self._end = fd, end
-        self._over = -1  # a copy of the end's descriptor, which may be closed before us
+        self._over = -1  # the end as a descriptor, once we had to wait
 
     def readable(self) -> bool:
         """Whether it can be read from."""
@@ -76,7 +68,7 @@ class Reader(io.RawIOBase):
                 if over:
                     return 0
                 if self._over < 0:
-                    self._over = os.dup(self._end.descriptor())
+                    self._over = self._end.descriptor()
                 self._poll(None)
 
     def _poll(self, timeout: int | None) -> bool:

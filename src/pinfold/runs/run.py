@@ -66,7 +66,6 @@ class Run:
                 self._supervision.abort()
                 forget(self._supervision)
             self._close_streams()
-            self.ended.close()
             raise
 
     def _wait_for_exec(self) -> None:
@@ -161,12 +160,13 @@ class Run:
         if input and self.stdin is None:
             raise errors.UsageError("input: the run was started without stdin=PIPE")
         loop = Loop()
-        feed: Feed | None = None
+        over, feed = -1, None
         captures = [self._capture(stream, loop) for stream in (self.stdout, self.stderr)]
         try:
             if self.stdin is not None:
                 feed = self._feed(input, loop)
-            loop.add(self.ended.descriptor(), READABLE, lambda: None)
+            over = self.ended.descriptor()
+            loop.add(over, READABLE, lambda: None)
             while not self.ended.is_set() and not (
                 all(c is None or c.done for c in captures) and (feed is None or feed.fd < 0)
             ):
@@ -179,6 +179,8 @@ class Run:
                 if end is not None:
                     end.close()
             loop.close()
+            if over >= 0:
+                os.close(over)
         self.wait()
         out, err = (None if c is None else self._plan.decode(c.data()) for c in captures)
         self._said = out, err
@@ -258,7 +260,6 @@ class Run:
             self.kill()
         self._close_streams()
         self.ended.wait()
-        self.ended.close()
 
     def _close_streams(self) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
