@@ -185,3 +185,20 @@ while True:
                     assert fold.has_owner_record
         finally:
             other.kill()
+
+
+def test_an_exception_before_anything_has_begun_leaves_no_run_behind(cgroup2, monkeypatch):
+    """As one of a signal handler that comes when `start` has taken note of the run, and done nothing yet."""
+    with pinfold.Fold() as fold:
+        register = pinfold.Fold._register
+
+        def interrupted(self, supervision) -> None:
+            register(self, supervision)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pinfold.Fold, "_register", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                fold.start(["sleep", "60"])
+        assert not fold._running
+        assert fold.start(["true"]).wait(10).returncode == 0

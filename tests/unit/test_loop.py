@@ -62,6 +62,20 @@ def test_whoever_watches_a_descriptor_is_told(loop, pipe):
     assert told == ["one"]
 
 
+def test_a_deadline_that_an_exception_has_cut_short_can_be_set_again(loop, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    run = FakeRun(time.monotonic() - 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("pinfold.runs.loop.insort", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop.schedule(run)
+    loop.schedule(run)
+    loop.turn(0)
+    assert len(run.told) == 1
+
+
 def test_two_may_watch_the_same_and_one_may_stop(loop, pipe):
     """The guard of a scope is that of all runs in it."""
     told, one, two = [], FakeRun(), FakeRun()

@@ -105,12 +105,21 @@ class Fold:
         wanted = plan_again(argv, {**options, "manual": True})
         loop = self._shared_loop()
 
-        def supervise(on_end: Callable[[], None]) -> Supervision:
-            supervision = self._supervision(wanted, loop, on_end)
-            self._register(supervision)
-            return supervision
+        made: list[Supervision] = []
 
-        return Run(wanted, loop, supervise, self._running.discard)
+        def supervise(on_end: Callable[[], None]) -> Supervision:
+            made.append(self._supervision(wanted, loop, on_end))
+            self._register(made[0])
+            return made[0]
+
+        try:
+            return Run(wanted, loop, supervise, self._running.discard)
+        except BaseException:
+            # One of a signal handler may come on the way back from `supervise`: then Run knows of nothing.
+            for supervision in made:
+                if not supervision.begun:
+                    self._running.discard(supervision)
+            raise
 
     def _shared_loop(self) -> SharedLoop:
         self._require_owner()

@@ -108,9 +108,13 @@ class Loop:
         at = run.deadline
         if at < run.scheduled:
             run.scheduled = at
-            self._runs[id(run)] = run
-            with self._lock:
-                insort(self._due, (at, id(run)))
+            try:
+                self._runs[id(run)] = run
+                with self._lock:
+                    insort(self._due, (at, id(run)))
+            except BaseException:  # a signal handler's: it would wait for an entry that is not there
+                run.scheduled = INFINITY
+                raise
 
     def forget(self, run: Driven) -> None:
         """It has ended."""

@@ -52,6 +52,7 @@ class MainProcess(ABC):
         self.ending = Ending()
         self.ending.io = self.io = Stdio()
         self.child = Child()
+        self.begun = False  # somebody has to end it
         self.ended = False  # killed, drained, measured, removed, closed
         self.failure: BaseException | None = None
         self.scheduled = INFINITY

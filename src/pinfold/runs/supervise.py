@@ -35,6 +35,7 @@ class Supervision(Actions):
 
         After any exception the caller has to `abort`. Nothing is watched before `attach`.
         """
+        self.begun = True
         ending, plan = self.ending, self.plan
         ending.started_at, self._began = time.time(), clock()
         plan.stdio.open(self.io)
